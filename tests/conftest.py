@@ -1,0 +1,50 @@
+"""Eight virtual CPU devices, a shared compilation cache, and the golden vectors."""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Before jax is imported: these are read when its backend starts.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+GOLDENS = Path(os.environ.get("JAXNEG_GOLDENS", ROOT.parent / "shared" / "goldens"))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Runs a test that takes ``golden`` once for each file that its marker's pattern finds."""
+    if "golden" not in metafunc.fixturenames:
+        return
+    marker = metafunc.definition.get_closest_marker("golden")
+    assert marker is not None, f"{metafunc.definition.nodeid} takes `golden` but has no golden marker"
+    system, pattern = marker.args
+    folder = GOLDENS / system
+    files = sorted(folder.glob(pattern))
+    if not folder.is_dir():
+        skip = pytest.mark.skip(reason=f"no golden vectors at {folder}: set JAXNEG_GOLDENS to their folder")
+        metafunc.parametrize("golden", [pytest.param(None, marks=skip, id="absent")], indirect=True)
+    else:
+        assert files, f"no file matches {pattern} in {folder}"
+        metafunc.parametrize("golden", files, ids=[file.stem for file in files], indirect=True)
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> dict[str, np.ndarray]:
+    """The arrays of one golden file, by name."""
+    with np.load(request.param, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+@pytest.fixture
+def x64():
+    """Runs the test in float64."""
+    with jax.enable_x64(True):
+        yield
