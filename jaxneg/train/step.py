@@ -1,0 +1,450 @@
+"""The train step: a pure ``(state, batch) -> (state, metrics)``, and the same step on a mesh.
+
+A scalar loss takes its gradient. A vector of task losses ``L[T]`` takes the Jacobian ``J[t] = dL[t]/dparams`` by
+pulling back the T one-hot cotangents through one shared forward pass; the first link of the optax chain
+aggregates it. Everything that a step needs is in its state, so that a resumed run repeats the run that was
+never stopped: the random key of step n is ``fold_in(state.key, n)``.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Int, PRNGKeyArray
+
+from jaxneg.train.mesh import MIN_SIZE, Rules, batch_shardings, path_name, shardings
+
+Params = Any
+Batch = Any
+Metrics = dict[str, Array]
+LossFn = Callable[[Params, Batch, PRNGKeyArray], tuple[Array, dict[str, ArrayLike]]]
+
+
+BATCH_SPEC = P("data")
+"""Examples lie on the leading axis, sharded over the mesh axis ``data``."""
+
+
+class TrainState(NamedTuple):
+    """What a train step passes on: enough to resume exactly.
+
+    Attributes:
+      step: Number of updates made so far.
+      params: Parameters, a tree of floating-point arrays.
+      opt_state: State of the optax transformation.
+      key: Random key of the whole run; never changes.
+    """
+
+    step: Int[Array, ""]
+    params: Params
+    opt_state: Any
+    key: PRNGKeyArray
+
+
+class Precision(NamedTuple):
+    """In which floating-point type parameters are kept, the loss is computed, and its results are given.
+
+    Attributes:
+      params: Type of the parameters and of their gradients.
+      compute: Type to which parameters and floating-point batch arrays are cast before the loss function.
+      output: Type to which losses and floating-point auxiliary values are cast.
+    """
+
+    params: DTypeLike = jnp.float32
+    compute: DTypeLike = jnp.bfloat16
+    output: DTypeLike = jnp.float32
+
+
+def init_state(
+    params: Params,
+    tx: optax.GradientTransformation,
+    key: PRNGKeyArray,
+    *,
+    precision: Precision | None = None,
+) -> TrainState:
+    """The state before the first step.
+
+    Args:
+      params: Parameters, a tree of floating-point arrays.
+      tx: The optax transformation that :func:`make_step` gets.
+      key: Random key of the whole run.
+      precision: If given, the parameters are cast to ``precision.params``.
+
+    Returns:
+      The state at step 0.
+
+    Raises:
+      TypeError: If a parameter is not floating-point. The message names its path.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> from jaxneg.train import init_state
+      >>> int(init_state({"w": jnp.zeros(3)}, optax.sgd(0.1), jax.random.key(0)).step)
+      0
+    """
+    _require_floating(params)
+
+    def as_array(leaf: ArrayLike) -> Array:  # an explicit dtype, since a weak one would compile a step twice
+        return jnp.asarray(leaf, precision.params if precision else jnp.result_type(leaf))
+
+    params = jax.tree.map(as_array, params)
+    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), key)
+
+
+def make_step(
+    loss_fn: LossFn,
+    tx: optax.GradientTransformation,
+    *,
+    accumulate: int = 1,
+    remat: bool | str = False,
+    precision: Precision | None = None,
+    jacobian: Literal["stacked", "sequential"] = "stacked",
+    after_update: Callable[[Any, Array], Any] | None = None,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """A pure train step, for one loss or for several.
+
+    ``params <- params + tx(dL/dparams)``
+
+    With T task losses, ``tx`` receives the Jacobian (a leading axis T on every leaf) and the extra arguments
+    ``losses`` and ``key``; with a scalar loss the gradient and ``value`` and ``key``.
+
+    Args:
+      loss_fn: ``(params, batch, key) -> (loss, aux)`` with ``loss`` a scalar or ``[T]`` and ``aux`` a dict of
+        scalars or small arrays, which go into the metrics.
+      tx: An optax transformation; for task losses one that starts with an aggregator.
+      accumulate: Number of microbatches into which a batch is split; their gradients are averaged, with the
+        weights ``aux["weight"]`` (a scalar, or one for each task) if the loss function gives them: the number
+        of tokens makes the mean over a batch exact. The n-th microbatch takes the key ``fold_in(key, n)``.
+      remat: Whether to recompute the forward pass in the backward pass: ``True`` saves nothing, a name is
+        one of ``jax.checkpoint_policies``.
+      precision: The mixed-precision policy; by default nothing is cast.
+      jacobian: ``"stacked"`` pulls back all tasks at once, ``"sequential"`` one after the other in the
+        memory of one.
+      after_update: ``(opt_state, losses) -> opt_state`` with the losses of the same batch and key at the new
+        parameters, which cost one more forward pass.
+
+    Returns:
+      ``step(state, batch) -> (state, metrics)``. Metrics: ``loss`` or ``losses [T]``, ``grad_norm`` (``[T]`` for
+      task losses), ``update_norm``, and aux (averaged over microbatches; ``weight`` is summed).
+
+    Raises:
+      ValueError: For an option that does not exist, T = 0, a loss of higher rank, an empty batch, a batch that
+        does not split into microbatches, aux that hides a metric.
+      TypeError: For a parameter that is not floating-point or not of ``precision.params``, aux that is not a dict.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> from jaxneg.train import init_state, make_step
+      >>> step = make_step(lambda w, x, key: (jnp.mean((x @ w) ** 2), {}), tx := optax.sgd(0.1))
+      >>> state, metrics = step(init_state(jnp.ones(3), tx, jax.random.key(0)), jnp.ones((4, 3)))
+      >>> float(metrics["loss"])
+      9.0
+    """
+    if accumulate < 1:
+        raise ValueError(f"accumulate: expected at least 1, got {accumulate}")
+    if jacobian not in ("stacked", "sequential"):
+        raise ValueError(f"jacobian: expected 'stacked' or 'sequential', got {jacobian!r}")
+    extended = optax.with_extra_args_support(tx)
+
+    def evaluate(params: Params, batch: Batch, key: PRNGKeyArray) -> tuple[Array, dict[str, Array]]:
+        if precision:
+            params, batch = _cast((params, batch), precision.compute)
+        loss, aux = _checked_loss(loss_fn(_gathered(params, batch), batch, key))
+        return _cast((loss, aux), precision.output) if precision else (loss, aux)
+
+    if remat:
+        evaluate = jax.checkpoint(evaluate, policy=None if remat is True else _policy(remat))
+
+    def differentiate(params: Params, batch: Batch, key: PRNGKeyArray) -> tuple[Array, dict, Params]:
+        loss, pullback, aux = jax.vjp(lambda p: evaluate(p, batch, key), params, has_aux=True)
+        if loss.ndim == 0:
+            return loss, aux, pullback(jnp.ones_like(loss))[0]
+        pull = jax.vmap(pullback) if jacobian == "stacked" else lambda basis: jax.lax.map(pullback, basis)
+        return loss, aux, pull(jnp.eye(loss.size, dtype=loss.dtype))[0]
+
+    def value(params: Params, batch: Batch, key: PRNGKeyArray) -> tuple[Array, dict, None]:
+        return *evaluate(params, batch, key), None
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        params = state.params
+        _require_floating(params, precision)
+        _require_examples(batch, accumulate)
+        loss_key, tx_key = jax.random.split(jax.random.fold_in(state.key, state.step))
+
+        loss, aux, grads = _accumulated(differentiate, accumulate, params, batch, loss_key)
+        extra = {"losses" if loss.ndim else "value": loss, "key": tx_key}
+        updates, opt_state = extended.update(grads, state.opt_state, params, **extra)
+        _require_like(updates, params)
+        new_params = optax.apply_updates(params, updates)
+        if after_update:
+            losses_after, _, _ = _accumulated(value, accumulate, new_params, batch, loss_key)
+            opt_state = after_update(opt_state, losses_after)
+
+        metrics = {
+            "losses" if loss.ndim else "loss": loss,
+            "grad_norm": _norm(grads, keep=loss.ndim),
+            "update_norm": _norm(updates),
+        }
+        if hidden := metrics.keys() & aux.keys():
+            raise ValueError(f"aux: {sorted(hidden)} would hide the step's own metrics; choose other names")
+        return TrainState(state.step + 1, new_params, opt_state, state.key), metrics | aux
+
+    return step
+
+
+class ShardedStep:
+    """A compiled step on a mesh. Made by :func:`shard_step`; called as ``state, metrics = step(state, batch)``.
+
+    Attributes:
+      mesh: The mesh.
+      state_shardings: A ``NamedSharding`` for each array of the state.
+      batch_shardings: A ``NamedSharding`` for each array of the batch.
+    """
+
+    def __init__(
+        self,
+        step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
+        mesh: Mesh,
+        state_shardings: TrainState,
+        batch_shardings: Any,
+    ):
+        self.mesh = mesh
+        self.state_shardings = state_shardings
+        self.batch_shardings = batch_shardings
+        out_shardings = (state_shardings, NamedSharding(mesh, P()))
+        self._jitted = jax.jit(step, out_shardings=out_shardings, donate_argnums=0)
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """One update. ``state`` is donated: its arrays are gone afterwards."""
+        with jax.set_mesh(self.mesh):
+            return self._jitted(_placed(state, self.state_shardings), self.place_batch(batch))
+
+    def place_state(self, state: TrainState) -> TrainState:
+        """A copy of the state on the mesh, safe to donate."""
+        # A copy of each array first: a replicated one would share its memory with the original.
+        return jax.tree.map(lambda x, s: jax.device_put(jnp.copy(x), s), state, self.state_shardings)
+
+    def place_batch(self, batch: Batch) -> Batch:
+        """The batch on the mesh."""
+        return _placed(batch, self.batch_shardings)
+
+    def trace(self, state: TrainState, batch: Batch) -> jax.stages.Traced:
+        """The step traced for arguments of these shapes, which may be abstract; lower it in ``jax.set_mesh``."""
+
+        def abstract(x: Array, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+        shardings = (self.state_shardings, self.batch_shardings)
+        with jax.set_mesh(self.mesh):
+            return self._jitted.trace(*jax.tree.map(abstract, (state, batch), shardings))
+
+
+def _placed(tree: Any, shardings: Any) -> Any:
+    """The tree with these shardings; what lies so already is left alone, which is cheap.
+
+    Under explicit axes a sharding given to jit instead would not be part of the argument's type.
+    """
+
+    def place(x: Any, sharding: NamedSharding) -> Array:
+        return x if getattr(x, "sharding", None) == sharding else jax.device_put(x, sharding)
+
+    return jax.tree.map(place, tree, shardings)
+
+
+def shard_step(
+    step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
+    mesh: Mesh,
+    state: TrainState,
+    batch: Batch,
+    *,
+    rules: Rules = (),
+    fsdp: str | None = "data",
+    batch_spec: P = BATCH_SPEC,
+    min_size: int = MIN_SIZE,
+) -> ShardedStep:
+    """The step on a mesh, compiled once, with its state sharded and donated.
+
+    Args:
+      step: What :func:`make_step` made.
+      mesh: Mesh with auto or explicit axes.
+      state: A state, or its ``ShapeDtypeStruct``s.
+      batch: A batch, or its ``ShapeDtypeStruct``s.
+      rules: Partition rules of the parameters, see :func:`partition_specs`.
+      fsdp: Mesh axis over which parameters that no rule decides are sharded; ``None`` replicates them.
+      batch_spec: Partition of the batch's leading axes.
+      min_size: Number of elements below which ``fsdp`` leaves an array replicated.
+
+    Returns:
+      The compiled step, with ``place_state`` and ``place_batch``.
+
+    Raises:
+      ValueError: If a spec does not fit an array or the mesh. The message names the array's path.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> from jaxneg.train import init_state, make_mesh, make_step, shard_step
+      >>> step = make_step(lambda w, x, key: (jnp.mean((x @ w) ** 2), {}), tx := optax.sgd(0.1))
+      >>> state, x = init_state(jnp.ones(3), tx, jax.random.key(0)), jnp.ones((8, 3))
+      >>> sharded = shard_step(step, make_mesh({"data": -1}), state, x)
+      >>> state, metrics = sharded(sharded.place_state(state), sharded.place_batch(x))
+      >>> float(metrics["loss"])
+      9.0
+    """
+    return ShardedStep(
+        step,
+        mesh,
+        shardings(state, mesh, rules, fsdp=fsdp, min_size=min_size),
+        batch_shardings(batch, mesh, batch_spec),
+    )
+
+
+def _accumulated(
+    fn: Callable, n: int, params: Params, batch: Batch, key: PRNGKeyArray
+) -> tuple[Array, dict[str, Array], Params]:
+    """``fn(params, batch, key) -> (loss, aux, grads)`` averaged over n microbatches, weighted by aux["weight"]."""
+    if n == 1:
+        return fn(params, batch, key)
+
+    # Microbatch i takes the examples i, i + n, ...: each lies on all devices, as the batch does.
+    micro = jax.tree.map(lambda x: x.reshape(-1, n, *x.shape[1:]).swapaxes(0, 1), batch)
+
+    def weighted(i: Array, microbatch: Batch) -> tuple[Array, tuple[Array, dict, Params]]:
+        loss, aux, grads = fn(params, microbatch, jax.random.fold_in(key, i))
+        weight = aux.get("weight", jnp.ones(()))
+        weight = weight.astype(jnp.promote_types(weight.dtype, jnp.float32))
+        if weight.shape not in ((), loss.shape):
+            raise ValueError(f"aux['weight']: expected shape () or {loss.shape}, got {weight.shape}")
+        return weight, (_scaled(weight, loss), _scaled(weight.sum(), aux), _scaled(weight, grads))
+
+    first = jax.tree.map(lambda x: x[0], micro)
+    zeros = jax.tree.map(
+        lambda s: jnp.zeros(s.shape, s.dtype, out_sharding=s.sharding), jax.eval_shape(weighted, 0, first)
+    )
+
+    def body(total: Any, indexed: tuple[Array, Batch]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, weighted(*indexed)), None
+
+    (weight, (loss, aux, grads)), _ = jax.lax.scan(body, zeros, (jnp.arange(n), micro))
+    loss, aux, grads = _scaled(1 / weight, loss), _scaled(1 / weight.sum(), aux), _scaled(1 / weight, grads)
+    if grads is not None:
+        grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
+    return loss, {name: weight if name == "weight" else x for name, x in aux.items()}, grads
+
+
+def _scaled(weight: Array, tree: Any) -> Any:
+    """``weight * leaf``, from float32 up; a weight for each task meets the leading axis; weight 0 hides a NaN."""
+
+    def scale(leaf: ArrayLike) -> Array:
+        leaf = jnp.asarray(leaf)
+        leaf = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+        w = jnp.expand_dims(weight, range(1, leaf.ndim)) if weight.ndim else weight
+        return jnp.where(w == 0, 0, w * leaf)
+
+    return jax.tree.map(scale, tree)
+
+
+def _norm(tree: Any, keep: int = 0) -> Array:
+    """The Euclidean norm of a tree, over all but the first ``keep`` axes, accumulated from float32 up."""
+
+    def squares(x: Array) -> Array:
+        return jnp.sum(
+            jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32))), axis=range(keep, x.ndim)
+        )
+
+    return jnp.sqrt(sum(map(squares, jax.tree.leaves(tree)), jnp.zeros(())))
+
+
+def _cast(tree: Any, dtype: DTypeLike) -> Any:
+    def cast(leaf: Array) -> Array:
+        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(cast, tree)
+
+
+def _gathered(params: Params, batch: Batch) -> Params:
+    """Under explicit axes, the parameters without the mesh axes that shard the batch.
+
+    An FSDP parameter is gathered before use; its gradient is scattered by the transpose. Under auto axes the
+    compiler does this by itself.
+    """
+    axes = {
+        axis
+        for leaf in jax.tree.leaves(batch)
+        if jnp.ndim(leaf)
+        for axis in _explicit_axes(jax.typeof(leaf).sharding, jax.typeof(leaf).sharding.spec[0])
+    }
+    if not axes:
+        return params
+
+    def gather(leaf: Array) -> Array:
+        sharding = jax.typeof(leaf).sharding
+        kept = (tuple(a for a in _explicit_axes(sharding, entry) if a not in axes) for entry in sharding.spec)
+        return jax.reshard(leaf, P(*(entry or None for entry in kept)))
+
+    return jax.tree.map(gather, params)
+
+
+def _explicit_axes(sharding: NamedSharding, entry: Any) -> tuple[str, ...]:
+    names = (entry,) if isinstance(entry, str) else tuple(entry or ())
+    types = dict(zip(sharding.mesh.axis_names, sharding.mesh.axis_types, strict=True))
+    return tuple(name for name in names if types[name] == AxisType.Explicit)
+
+
+def _policy(name: str) -> Callable[..., bool]:
+    known = [
+        p for p in dir(jax.checkpoint_policies) if not p.startswith("_") and "save" in p and "names" not in p
+    ]
+    if name not in known:
+        raise ValueError(f"remat: expected a bool or one of {known}, got {name!r}")
+    return getattr(jax.checkpoint_policies, name)
+
+
+def _checked_loss(result: Any) -> tuple[Array, dict[str, Array]]:
+    if not (isinstance(result, tuple) and len(result) == 2):
+        raise TypeError(f"loss_fn: expected (loss, aux), got {type(result).__name__}")
+    loss, aux = jnp.asarray(result[0]), result[1]
+    if not isinstance(aux, dict):
+        raise TypeError(f"loss_fn: expected aux to be a dict, got {type(aux).__name__}")
+    if loss.ndim > 1:
+        raise ValueError(f"loss_fn: expected a scalar loss or one for each task, got shape {loss.shape}")
+    if loss.shape == (0,):
+        raise ValueError("loss_fn: expected at least one task, got losses of shape (0,)")
+    if not jnp.issubdtype(loss.dtype, jnp.floating):
+        raise TypeError(f"loss_fn: expected a floating-point loss, got {loss.dtype}")
+    return loss, {name: jnp.asarray(x) for name, x in aux.items()}
+
+
+def _require_floating(params: Params, precision: Precision | None = None) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"params: {path_name(path)!r} has dtype {dtype}; parameters must be floating-point"
+            )
+        if precision and dtype != precision.params:
+            expected = jnp.dtype(precision.params)
+            raise TypeError(f"params: {path_name(path)!r} has dtype {dtype}; precision.params is {expected}")
+
+
+def _require_examples(batch: Batch, accumulate: int) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
+        shape, name = jnp.shape(leaf), path_name(path) or "the array"
+        if 0 in shape:
+            raise ValueError(f"batch: {name!r} is empty, of shape {shape}")
+        if accumulate > 1 and (not shape or shape[0] % accumulate):
+            raise ValueError(
+                f"batch: {name!r} of shape {shape} does not split into accumulate={accumulate} microbatches"
+            )
+
+
+def _require_like(updates: Any, params: Params) -> None:
+    ours, theirs = jax.tree.map(jnp.shape, params), jax.tree.map(jnp.shape, updates)
+    if ours != theirs:
+        raise ValueError(
+            "tx: expected updates of the parameters' shapes; task losses need an aggregator as the first link "
+            f"of the chain. Expected {ours}, got {theirs}"
+        )
