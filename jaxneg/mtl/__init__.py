@@ -1,0 +1,68 @@
+"""Negative transfer between tasks: task gradients, their Gram matrix, weightings, and optax links.
+
+`task_grads` gives the Jacobian of a multi-task loss, `gram` its Gram matrix, each method task weights,
+`combine` the gradient; `multitask` is all of that as the first link of an ``optax.chain``.
+"""
+
+from jaxneg.mtl import losses, metrics
+from jaxneg.mtl.aligned_mtl import aligned_mtl
+from jaxneg.mtl.cagrad import cagrad
+from jaxneg.mtl.dualproj import dualproj
+from jaxneg.mtl.fairgrad import fairgrad
+from jaxneg.mtl.gram import combine, gram, gram_sharded
+from jaxneg.mtl.imtl_g import imtl_g
+from jaxneg.mtl.jacobian import task_grads
+from jaxneg.mtl.losses import (
+    dwa_weights,
+    equal_weights,
+    famo_init,
+    famo_loss,
+    famo_update,
+    gls,
+    rlw_weights,
+    si,
+    uw,
+)
+from jaxneg.mtl.metrics import delta_m, delta_p_metric, delta_p_task, mean_rank
+from jaxneg.mtl.mgda import mgda
+from jaxneg.mtl.multitask import FamoState, MultitaskState, famo_observe, multitask
+from jaxneg.mtl.nash import nash
+from jaxneg.mtl.pcgrad import pcgrad
+from jaxneg.mtl.solvers import SolverInfo
+from jaxneg.mtl.upgrad import upgrad
+
+__all__ = [
+    "FamoState",
+    "MultitaskState",
+    "SolverInfo",
+    "aligned_mtl",
+    "cagrad",
+    "combine",
+    "delta_m",
+    "delta_p_metric",
+    "delta_p_task",
+    "dualproj",
+    "dwa_weights",
+    "equal_weights",
+    "fairgrad",
+    "famo_init",
+    "famo_loss",
+    "famo_observe",
+    "famo_update",
+    "gls",
+    "gram",
+    "gram_sharded",
+    "imtl_g",
+    "losses",
+    "mean_rank",
+    "metrics",
+    "mgda",
+    "multitask",
+    "nash",
+    "pcgrad",
+    "rlw_weights",
+    "si",
+    "task_grads",
+    "upgrad",
+    "uw",
+]

@@ -1,0 +1,239 @@
+"""Gram matrices of stacked task gradients, and their weighted combination.
+
+A Jacobian is a pytree whose leaves carry a leading task axis: leaf ``[T, ...]`` holds the gradients of
+T losses with respect to one parameter array. Almost every method of this field reads it only through
+``G = J J^T`` [T, T], so that sharded parameters cost T^2 numbers on the wire instead of T P.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
+
+# Up to here, on a single CPU device, the T(T+1)/2 row products are summed in one pass over the Jacobian: a
+# matrix product would first repack its few rows. Partitioned over devices the product is the better program.
+_ONE_PASS_TASKS = 4
+
+
+def gram(jac: Any) -> Float[Array, "tasks tasks"]:
+    """The Gram matrix of the task gradients.
+
+    ``G_ij = sum_p J_ip J_jp``, summed leaf by leaf: the Jacobian is never concatenated nor gathered. Under a
+    mesh each device multiplies its own block and only T x T numbers cross, with automatic and explicit axes.
+
+    Args:
+        jac: pytree of floating-point arrays ``[T, ...]``, sharded over any axis or none.
+
+    Returns:
+        ``[T, T]``, accumulated in float32 at least (float64 for float64 leaves).
+
+    Raises:
+        ValueError: no leaves, T = 0, or leaves that disagree on T.
+        TypeError: a leaf that is not floating point.
+
+    Source:
+        arXiv:2406.16232, Section 4 (the Gramian of the Jacobian).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> jac = {"w": jnp.ones((2, 3, 4)), "b": jnp.zeros((2, 4))}
+        >>> gram(jac).shape
+        (2, 2)
+    """
+    task_count(jac)
+    return sum(_leaf_gram(leaf) for leaf in jax.tree.leaves(jac))  # pyright: ignore[reportReturnType]
+
+
+def gram_sharded(jac: Any, axis_name: str | tuple[str, ...]) -> Float[Array, "tasks tasks"]:
+    """The Gram matrix inside ``jax.shard_map``, where each device sees its own block of the parameters.
+
+    ``G = psum_k J_k J_k^T``. Leaves must be different blocks on different devices: a leaf that is replicated
+    over ``axis_name`` would be counted once a device.
+
+    Args:
+        jac: this device's block of the Jacobian, leaves ``[T, ...]``.
+        axis_name: the mesh axis, or axes, over which the parameters are split.
+
+    Returns:
+        ``[T, T]``, the same on all devices.
+
+    Raises:
+        ValueError, TypeError: as `gram`.
+
+    Source:
+        arXiv:2406.16232, Section 4.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> blocks = jnp.ones((4, 2, 3))  # four devices' blocks of a [2, 12] Jacobian
+        >>> float(jax.vmap(lambda block: gram_sharded(block, "model"), axis_name="model")(blocks)[0, 0, 1])
+        12.0
+    """
+    return jax.lax.psum(gram(jac), axis_name)
+
+
+def combine(weights: Float[Array, " tasks"], jac: Any) -> Any:
+    """The weighted sum of the task gradients.
+
+    ``g = sum_i w_i J_i``, leaf by leaf; every device combines its own block, nothing crosses the mesh.
+
+    Args:
+        weights: ``[T]``.
+        jac: pytree of ``[T, ...]``.
+
+    Returns:
+        The pytree without the task axis, in the leaves' dtypes (accumulated in float32 at least).
+
+    Raises:
+        ValueError: weights that are not ``[T]``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> combine(jnp.array([1.0, 2.0]), {"w": jnp.ones((2, 3))})["w"].tolist()
+        [3.0, 3.0, 3.0]
+    """
+    tasks = task_count(jac)
+    if weights.shape != (tasks,):
+        raise ValueError(f"weights: expected shape ({tasks},), one for each task of jac, got {weights.shape}")
+    return jax.tree.map(lambda leaf: _combine_leaf(weights, leaf), jac)
+
+
+def task_count(jac: Any) -> int:
+    """The common length of the leading axes of a Jacobian's leaves.
+
+    Args:
+        jac: pytree of ``[T, ...]``.
+
+    Returns:
+        T.
+
+    Raises:
+        ValueError: no leaves, T = 0, or leaves that disagree on T.
+        TypeError: a leaf that is not floating point.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> task_count({"w": jnp.ones((2, 3))})
+        2
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(jac)
+    if not leaves:
+        raise ValueError("jac: expected at least one array with a leading task axis, got an empty pytree")
+    tasks = None
+    for path, leaf in leaves:
+        name = f"jac{jax.tree_util.keystr(path)}"
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(f"{name}: expected floating point, got {leaf.dtype}")
+        if leaf.ndim == 0:
+            raise ValueError(f"{name}: expected a leading task axis, got a scalar")
+        if tasks is None:
+            tasks = leaf.shape[0]
+        if leaf.shape[0] != tasks:
+            raise ValueError(f"{name}: expected {tasks} tasks on the leading axis, got shape {leaf.shape}")
+    if not tasks:
+        raise ValueError("jac: expected at least one task, got a leading axis of length 0")
+    return tasks
+
+
+def checked_gram(gram_matrix: Float[Array, "tasks tasks"]) -> Float[Array, "tasks tasks"]:
+    """A Gram matrix that the methods can work on: square, T >= 1, float32 at least.
+
+    Args:
+        gram_matrix: ``[T, T]``.
+
+    Returns:
+        The same; bfloat16 and float16 become float32.
+
+    Raises:
+        ValueError: not square, or T = 0.
+        TypeError: not floating point.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> checked_gram(jnp.eye(2, dtype=jnp.bfloat16)).dtype.name
+        'float32'
+    """
+    gram_matrix = jnp.asarray(gram_matrix)
+    if gram_matrix.ndim != 2 or gram_matrix.shape[0] != gram_matrix.shape[1]:
+        raise ValueError(
+            f"G: expected a square matrix [T, T], got shape {gram_matrix.shape}; vmap over batches"
+        )
+    if gram_matrix.shape[0] == 0:
+        raise ValueError("G: expected at least one task, got shape (0, 0)")
+    if not jnp.issubdtype(gram_matrix.dtype, jnp.floating):
+        raise TypeError(f"G: expected floating point, got {gram_matrix.dtype}")
+    return gram_matrix.astype(jnp.promote_types(gram_matrix.dtype, jnp.float32))
+
+
+def _leaf_gram(leaf: Array) -> Array:
+    sharding = _explicit_sharding(leaf)
+    if sharding is None:
+        if leaf.shape[0] <= _ONE_PASS_TASKS and jax.device_count() == 1:
+            return jax.lax.platform_dependent(leaf, cpu=_one_pass_gram, default=_products)
+        return _products(leaf)
+    if sharding.spec[0] is not None:
+        # Rows on different devices have to meet: asked for, because the product alone would be ambiguous.
+        rows_together = PartitionSpec(None, *sharding.spec[1:])
+        leaf = jax.sharding.reshard(leaf, NamedSharding(sharding.mesh, rows_together))
+    return _products(leaf, NamedSharding(sharding.mesh, PartitionSpec(None, None)))
+
+
+def _products(leaf: Array, out_sharding: NamedSharding | None = None) -> Array:
+    return _row_products(leaf, leaf, out_sharding)
+
+
+def _row_products(left: Array, right: Array, out_sharding: NamedSharding | None = None) -> Array:
+    parameter_axes = tuple(range(1, left.ndim))
+    return jax.lax.dot_general(
+        left,
+        right,
+        ((parameter_axes, parameter_axes), ((), ())),
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.promote_types(left.dtype, jnp.float32),
+        out_sharding=out_sharding,
+    )
+
+
+@jax.custom_jvp
+def _one_pass_gram(leaf: Array) -> Array:
+    tasks = leaf.shape[0]
+    rows = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+    pairs = [(i, j) for i in range(tasks) for j in range(i, tasks)]
+    sums = jax.lax.reduce(
+        tuple(rows[i] * rows[j] for i, j in pairs),
+        (jnp.zeros((), rows.dtype),) * len(pairs),
+        lambda left, right: tuple(a + b for a, b in zip(left, right, strict=True)),
+        tuple(range(leaf.ndim - 1)),
+    )
+    entry = dict(zip(pairs, sums, strict=True))
+    return jnp.stack([jnp.stack([entry[min(i, j), max(i, j)] for j in range(tasks)]) for i in range(tasks)])
+
+
+@_one_pass_gram.defjvp
+def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    # A reduction of several operands at once has no transpose; its derivative is written as products.
+    cross = _row_products(tangents[0], primals[0])
+    return _one_pass_gram(primals[0]), cross + cross.T
+
+
+def _combine_leaf(weights: Array, leaf: Array) -> Array:
+    sharding = _explicit_sharding(leaf)
+    if sharding is not None:
+        sharding = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+    accumulator = jnp.promote_types(jnp.promote_types(weights.dtype, leaf.dtype), jnp.float32)
+    combined = jax.lax.dot_general(
+        weights.astype(accumulator),
+        leaf.astype(accumulator),
+        (((0,), (0,)), ((), ())),
+        precision=jax.lax.Precision.HIGHEST,
+        out_sharding=sharding,
+    )
+    return combined.astype(leaf.dtype)
+
+
+def _explicit_sharding(leaf: Array) -> NamedSharding | None:
+    """The sharding that is part of the array's type, where the mesh has explicit axes."""
+    sharding = jax.typeof(leaf).sharding
+    return sharding if AxisType.Explicit in sharding.mesh.axis_types else None

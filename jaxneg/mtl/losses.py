@@ -1,0 +1,313 @@
+"""Weightings that read the losses alone: equal, random, average change, uncertainty, logarithmic, FAMO.
+
+Scalarisers (`si`, `gls`, `uw`, `famo_loss`) take the losses ``[T]`` of one step and return one number to
+differentiate; weightings (`equal_weights`, `rlw_weights`, `dwa_weights`) return constants ``[T]``.
+
+Papers: GLS, arXiv:1904.08492; RLW, arXiv:2111.10603; DWA, arXiv:1803.10704, Section 3.2; uncertainty
+weighting, arXiv:1705.07115, Section 3.2; FAMO, arXiv:2306.03792, Algorithm 1. Scale invariance:
+arXiv:2202.01017, Section 5.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+# The least that a logarithm is taken of: a loss that has fallen to zero, or below, stops there.
+_LOG_FLOOR = 1e-8
+
+
+def equal_weights(tasks: int) -> Float[Array, " tasks"]:
+    """Equal weighting: the sum of the losses.
+
+    ``w_i = 1``.
+
+    Args:
+        tasks: T.
+
+    Returns:
+        Ones, ``[T]``.
+
+    Raises:
+        ValueError: T below 1.
+
+    Example:
+        >>> equal_weights(2).tolist()
+        [1.0, 1.0]
+    """
+    return jnp.ones(_checked_count(tasks))
+
+
+def si(losses: Float[Array, " tasks"]) -> Float[Array, ""]:
+    """Scale-invariant scalarisation: rescaling a loss does not change its gradient.
+
+    ``sum_i log(L_i + 1e-8)``
+
+    Args:
+        losses: ``[T]``, not negative.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: losses that are not ``[T]`` with T >= 1.
+
+    Source:
+        arXiv:2202.01017, Section 5 (the SI baseline).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> round(float(si(jnp.array([2.0, 0.5]))), 4)
+        0.0
+    """
+    return jnp.sum(jnp.log(jnp.maximum(_checked_losses(losses) + _LOG_FLOOR, _LOG_FLOOR)))
+
+
+def gls(losses: Float[Array, " tasks"]) -> Float[Array, ""]:
+    """Geometric loss strategy: the geometric mean of the losses.
+
+    ``(prod_i L_i)^(1/T)``; its gradient weights task i by ``GLS / (T L_i)``.
+
+    Args:
+        losses: ``[T]``, positive (below 1e-8 they count as 1e-8).
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: losses that are not ``[T]`` with T >= 1.
+
+    Source:
+        arXiv:1904.08492, Equation 3.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> round(float(gls(jnp.array([2.0, 8.0]))), 4)
+        4.0
+    """
+    return jnp.exp(jnp.mean(jnp.log(jnp.maximum(_checked_losses(losses), _LOG_FLOOR))))
+
+
+def uw(losses: Float[Array, " tasks"], s: Float[Array, " tasks"]) -> Float[Array, ""]:
+    """Uncertainty weighting with learned log-variances.
+
+    ``sum_i (exp(-s_i) L_i + s_i) / 2``; s is learned with the model, ``d/ds_i = (1 - exp(-s_i) L_i) / 2``.
+
+    Args:
+        losses: ``[T]``.
+        s: ``[T]``, the logarithms of the tasks' variances; start at 0.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: losses that are not ``[T]`` with T >= 1, or s of another shape.
+
+    Source:
+        arXiv:1705.07115, Section 3.2.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(uw(jnp.array([1.0, 3.0]), jnp.zeros(2)))
+        2.0
+    """
+    losses = _checked_losses(losses)
+    _same_shape("s", s, losses)
+    return 0.5 * jnp.sum(jnp.exp(-s) * losses + s)
+
+
+def rlw_weights(key: jax.Array, tasks: int) -> Float[Array, " tasks"]:
+    """Random loss weighting: fresh weights each step.
+
+    ``w = softmax(z)``, ``z ~ N(0, I)``.
+
+    Args:
+        key: PRNG key.
+        tasks: T.
+
+    Returns:
+        Positive weights ``[T]`` that sum to 1.
+
+    Raises:
+        ValueError: T below 1.
+
+    Source:
+        arXiv:2111.10603, Section 3.1.
+
+    Example:
+        >>> import jax
+        >>> round(float(rlw_weights(jax.random.key(0), 3).sum()), 4)
+        1.0
+    """
+    return jax.nn.softmax(jax.random.normal(key, (_checked_count(tasks),)))
+
+
+def dwa_weights(history: Float[Array, "tasks epochs"], tau: float = 2.0) -> Float[Array, " tasks"]:
+    """Dynamic weight average: more weight to the losses that fell least of late.
+
+    ``w = T softmax((Lbar(e-1) / Lbar(e-2)) / tau)``, and ones while fewer than two epochs have passed.
+
+    Args:
+        history: ``[T, e]``, the average loss of each epoch that has passed, oldest first.
+        tau: temperature, positive.
+
+    Returns:
+        Weights for epoch e, ``[T]``, which sum to T.
+
+    Raises:
+        ValueError: a history that is not ``[T, e]`` with T >= 1, or tau <= 0.
+
+    Source:
+        arXiv:1803.10704, Equation 7.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> dwa_weights(jnp.array([[2.0, 1.0], [2.0, 1.0]])).tolist()
+        [1.0, 1.0]
+    """
+    if history.ndim != 2 or history.shape[0] == 0:
+        raise ValueError(f"history: expected shape [T, epochs] with T >= 1, got {history.shape}")
+    if tau <= 0:
+        raise ValueError(f"tau: expected a positive temperature, got {tau}")
+    tasks, epochs = history.shape
+    if epochs < 2:
+        return jnp.ones(tasks, history.dtype)
+    return tasks * jax.nn.softmax(history[:, -1] / history[:, -2] / tau)
+
+
+def famo_loss(
+    losses: Float[Array, " tasks"],
+    xi: Float[Array, " tasks"],
+    min_losses: float | Float[Array, " tasks"] = 0.0,
+    eps: float = 1e-8,
+) -> Float[Array, ""]:
+    """FAMO's loss: a weighted sum of log losses whose gradient weights sum to 1.
+
+    ``c sum_i z_i log D_i`` with ``z = softmax(xi)``, ``D = L - b + eps`` and the constant ``c = 1 / sum_i
+    (z_i / D_i)``.
+
+    Args:
+        losses: ``[T]``, above ``min_losses``.
+        xi: ``[T]``, the logits of the weights.
+        min_losses: b, a lower bound of each loss.
+        eps: added inside the logarithm.
+
+    Returns:
+        A scalar; differentiate with respect to the losses.
+
+    Raises:
+        ValueError: losses that are not ``[T]`` with T >= 1, or xi of another shape.
+
+    Source:
+        arXiv:2306.03792, Algorithm 1 and Equation 10.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> weights = jax.grad(famo_loss)(jnp.array([1.0, 2.0]), jnp.zeros(2))
+        >>> round(float(weights.sum()), 4)
+        1.0
+    """
+    losses = _checked_losses(losses)
+    _same_shape("xi", xi, losses)
+    weights = jax.nn.softmax(xi)
+    above = jnp.maximum(losses - min_losses + eps, eps)
+    scale = jax.lax.stop_gradient(1 / jnp.sum(weights / above))
+    return scale * jnp.sum(weights * jnp.log(above))
+
+
+def famo_init(tasks: int, dtype: jax.typing.DTypeLike = jnp.float32) -> tuple[Array, optax.OptState]:
+    """The start of FAMO's weights: zero logits and Adam's moments.
+
+    Args:
+        tasks: T.
+        dtype: of the logits.
+
+    Returns:
+        ``(xi, opt_state)`` for `famo_update`.
+
+    Raises:
+        ValueError: T below 1.
+
+    Source:
+        arXiv:2306.03792, Algorithm 1.
+
+    Example:
+        >>> famo_init(3)[0].shape
+        (3,)
+    """
+    xi = jnp.zeros(_checked_count(tasks), dtype)
+    return xi, optax.scale_by_adam().init(xi)
+
+
+def famo_update(
+    xi: Float[Array, " tasks"],
+    opt_state: optax.OptState,
+    losses_before: Float[Array, " tasks"],
+    losses_after: Float[Array, " tasks"],
+    *,
+    learning_rate: chex.Numeric = 0.025,
+    gamma: chex.Numeric = 1e-3,
+    min_losses: chex.Numeric = 0.0,
+    eps: float = 1e-8,
+) -> tuple[Float[Array, " tasks"], optax.OptState]:
+    """One step of FAMO's logits, after the parameters have moved.
+
+    ``delta_i = log(L_i - b_i + eps) - log(L'_i - b_i + eps)``; the gradient ``(diag(z) - z z^T) delta + gamma
+    xi`` (the decay comes before Adam's moments) takes one Adam step (0.9, 0.999, 1e-8).
+
+    Args:
+        xi: ``[T]``.
+        opt_state: Adam's moments, from `famo_init`.
+        losses_before: ``[T]``, at the parameters before the step.
+        losses_after: ``[T]``, on the same batch at the parameters after it.
+        learning_rate: of the logits.
+        gamma: weight decay of the logits.
+        min_losses: b, a lower bound of each loss.
+        eps: added inside the logarithm.
+
+    Returns:
+        ``(xi, opt_state)``.
+
+    Raises:
+        ValueError: losses that are not ``[T]`` with T >= 1, or shapes that differ.
+
+    Source:
+        arXiv:2306.03792, Algorithm 1 and Equation 11.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> xi, opt_state = famo_init(2)
+        >>> xi, opt_state = famo_update(xi, opt_state, jnp.array([1.0, 1.0]), jnp.array([0.5, 1.0]))
+        >>> [round(float(x), 3) for x in xi]
+        [-0.025, 0.025]
+    """
+    losses_before = _checked_losses(losses_before)
+    _same_shape("losses_after", losses_after, losses_before)
+    _same_shape("xi", xi, losses_before)
+    log_before, log_after = (
+        jnp.log(jnp.maximum(losses - min_losses + eps, eps)) for losses in (losses_before, losses_after)
+    )
+    delta = log_before - log_after
+    weights = jax.nn.softmax(xi)
+    gradient = (weights * (delta - weights @ delta) + gamma * xi).astype(xi.dtype)
+    update, opt_state = optax.scale_by_adam().update(gradient, opt_state)
+    return (xi - learning_rate * update).astype(xi.dtype), opt_state  # pyright: ignore[reportOperatorIssue]
+
+
+def _checked_count(tasks: int) -> int:
+    if tasks < 1:
+        raise ValueError(f"tasks: expected at least one task, got {tasks}")
+    return tasks
+
+
+def _checked_losses(losses: Array) -> Array:
+    losses = jnp.asarray(losses)
+    if losses.ndim != 1 or losses.shape[0] == 0:
+        raise ValueError(f"losses: expected shape [T] with T >= 1, got {losses.shape}")
+    return losses.astype(jnp.promote_types(losses.dtype, jnp.float32))
+
+
+def _same_shape(name: str, array: Array, losses: Array) -> None:
+    if jnp.shape(array) != losses.shape:
+        raise ValueError(f"{name}: expected shape {losses.shape}, one for each task, got {jnp.shape(array)}")
