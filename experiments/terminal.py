@@ -102,8 +102,8 @@ def print_claims(console: Console, claims: Sequence[dict[str, Any]]) -> None:
         claims: "claims" of report.json.
     """
     printed = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
-    printed.add_column("claim", ratio=6, overflow="fold")
-    printed.add_column("paper", ratio=5, overflow="fold")
+    printed.add_column("claim", ratio=5, overflow="fold")
+    printed.add_column("paper", ratio=4, overflow="fold")
     printed.add_column("ours", ratio=5, overflow="fold")
     printed.add_column("verdict", width=9)
     for index, claim in enumerate(claims):
