@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float

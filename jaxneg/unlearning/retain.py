@@ -141,7 +141,7 @@ def _forward_kl(logits: Array, ref_logits: Array) -> Array:
 def _forward_kl_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     logits, ref_logits = primals
     lse, ref_lse = log_sum_exp(logits), log_sum_exp(ref_logits)
-    tangent = jax.checkpoint(_forward_kl_tangent, prevent_cse=False)
+    tangent = jax.checkpoint(_forward_kl_tangent)
     return (
         _kl(ref_logits, logits, ref_lse, lse),
         tangent(logits, ref_logits, lse, ref_lse, tangents[0]),
@@ -165,7 +165,7 @@ def _reverse_kl_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array])
     logits, ref_logits = primals
     lse, ref_lse = log_sum_exp(logits), log_sum_exp(ref_logits)
     divergence = _kl(logits, ref_logits, lse, ref_lse)
-    tangent = jax.checkpoint(_reverse_kl_tangent, prevent_cse=False)
+    tangent = jax.checkpoint(_reverse_kl_tangent)
     return divergence, tangent(logits, ref_logits, lse, ref_lse, divergence, tangents[0])
 
 
@@ -173,16 +173,19 @@ def _reverse_kl_tangent(
     logits: Array, ref_logits: Array, lse: Array, ref_lse: Array, divergence: Array, tangent: Array
 ) -> Array:
     p = _softmax(logits, lse)
-    log_ratio = logits.astype(p.dtype) - ref_logits.astype(p.dtype) - (lse - ref_lse)[..., None]
-    slope = jnp.where(p > 0, p * (log_ratio - divergence[..., None]), 0)
-    return jnp.sum(slope * tangent, -1)
+    log_ratio = _bounded(logits) - _bounded(ref_logits) - (lse - ref_lse)[..., None]
+    return jnp.sum(p * (log_ratio - divergence[..., None]) * tangent, -1)
 
 
 def _kl(p_logits: Array, q_logits: Array, p_lse: Array, q_lse: Array) -> Array:
-    p = _softmax(p_logits, p_lse)
-    difference = p_logits.astype(p.dtype) - q_logits.astype(p.dtype)
-    # An entry of probability 0 contributes nothing, also where both logits are minus infinity.
-    return jnp.sum(jnp.where(p > 0, p * difference, 0), -1) + q_lse - p_lse
+    difference = _bounded(p_logits) - _bounded(q_logits)
+    return jnp.sum(_softmax(p_logits, p_lse) * difference, -1) + q_lse - p_lse
+
+
+def _bounded(logits: Array) -> Array:
+    """Logits of minus infinity as very low ones: an entry of probability 0 then contributes 0, not NaN."""
+    wide = jnp.promote_types(logits.dtype, jnp.float32)
+    return jnp.maximum(logits.astype(wide), jnp.finfo(wide).min / 4)
 
 
 def _softmax(logits: Array, lse: Array) -> Array:

@@ -201,7 +201,7 @@ def _nll_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tup
     logits, targets = primals
     nll, lse = _nll_and_lse(logits, targets)
     # Recomputed in the backward pass from the logits, so that the softmax is never stored.
-    tangent = jax.checkpoint(_nll_tangent, prevent_cse=False)
+    tangent = jax.checkpoint(_nll_tangent)
     return nll, tangent(logits, targets, lse, tangents[0])
 
 

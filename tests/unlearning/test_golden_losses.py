@@ -159,7 +159,7 @@ def test_sequence_nll(golden, wide):
 
 @pytest.mark.golden("npo", "losses_*.npz")
 def test_losses_of_likelihoods(golden, x64):
-    """The functions that take likelihoods, on the official likelihoods: their means are the official losses."""
+    """The means of the functions that take likelihoods, on the official likelihoods."""
     nll = {part: jnp.asarray(golden[f"seqnll_pol_{part}"]) for part in SETS}
     ref = {part: jnp.asarray(golden[f"seqnll_ref_{part}"]) for part in SETS}
     labels = {part: jnp.asarray(golden[f"labels_{part}"]) for part in SETS}

@@ -28,7 +28,7 @@ def test_moments(alpha):
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
 def test_labels_follow_the_rules(alpha):
-    """In ten bins of the rule's argument, the share of ones is the sigmoid's mean, within five standard errors."""
+    """In ten bins of the rule's argument the share of ones is the sigmoid's mean, within five errors."""
     data = synthetic_gaussian_logistic(jax.random.key(4), alpha, **LARGE)
     direction = np.full(16, 0.25)
     for x, y, argument in (
@@ -49,7 +49,7 @@ def test_keys_and_dtypes():
         np.testing.assert_array_equal(a, b)
         assert not np.array_equal(a, c)
     jitted = jax.jit(synthetic_gaussian_logistic, static_argnames=("n_forget",))(jax.random.key(0), 1.0)
-    np.testing.assert_allclose(jitted.x_forget, first.x_forget, rtol=1e-6)
+    np.testing.assert_allclose(jitted.x_forget, first.x_forget, rtol=1e-5, atol=1e-6)
     assert jnp.issubdtype(first.y_idk.dtype, jnp.integer)
     stacked = jax.vmap(synthetic_gaussian_logistic)(jax.random.split(jax.random.key(0), 3))
     assert stacked.x_retain.shape == (3, 1000, 16)
