@@ -1,0 +1,351 @@
+"""Regression onto functions that differ in little but their scale: GradNorm's toy problem.
+
+    f_t(x) = sigma_t tanh((B + E_t) x)        B ~ N(0, 10^2), E_t ~ N(0, 3.5^2) elementwise, x ~ N(0, I)
+
+with 250 inputs and 100 outputs. The tasks need the same features, so that a network which served them
+equally would serve each as well as the other; the sum of the squared errors serves the task with the
+greatest sigma. Every method gets the same first parameters and the same stream of fresh examples.
+
+The measure of a method is the test error of each task over sigma_t^2, compared with that of a single-task
+network of the same size: the mean relative increase, in percent.
+
+Source: GradNorm, arXiv:1711.02257, the toy example of Section 3 and Figure 2.
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from experiments.claims import mean_interval
+from experiments.mtl_reweighting.delta import increases, interval_text
+from experiments.mtl_reweighting.methods import LEARNING_RATE, weighted_step
+from experiments.mtl_reweighting.network import init_network, is_trunk, squared_errors
+from experiments.run_dir import RunDir, Table
+from jaxneg.train import TrainState, init_state, make_step
+
+FEATURES, OUTPUTS = 250, 100
+COMMON_STD, OWN_STD = 10.0, 3.5
+WIDTH, DEPTH = 100, 4
+BATCH = 128
+TEST_EXAMPLES = 2048
+CHUNK = 100
+"""Steps between two reports, run as one call on the device."""
+
+
+PROTOTYPE = {
+    "Sum": 58,
+    "PCGrad": 58,
+    "UPGrad": 58,
+    "Uncertainty weighting": 60,
+    "CAGrad c=0.4": 51,
+    "IMTL-G": 41,
+    "Aligned-MTL": 41,
+    "Nash-MTL": 40,
+    "FAMO": 34,
+    "MGDA": 32,
+    "FairGrad α=2": 32,
+    "Geometric mean of losses": 18,
+    "Sum of log losses": 17,
+    "Oracle weights 1/σ²": 18,
+}
+"""Percent that an independent prototype measured with sigma = (1, 100), two seeds and 1,500 steps."""
+ORACLE = "Oracle weights 1/σ²"
+SCALE_FREE = ("Sum of log losses", "Geometric mean of losses")
+LEAN_TO_SMALL = ("MGDA", "FairGrad α=2", "FAMO")
+EQUALISE_NORMS = ("Nash-MTL", "IMTL-G", "Aligned-MTL")
+FOLLOW_THE_LARGE = ("Sum", "PCGrad")
+CLAIMED = (*SCALE_FREE, *LEAN_TO_SMALL, *EQUALISE_NORMS, *FOLLOW_THE_LARGE)
+"""The methods that a claim orders."""
+WORST = (*FOLLOW_THE_LARGE, "UPGrad", "Uncertainty weighting")
+JUDGED = (*CLAIMED, "UPGrad", "Uncertainty weighting")
+"""The methods that a claim needs."""
+METHODS = (*JUDGED, "CAGrad c=0.4", "Uncertainty weighting, fast", ORACLE)
+
+
+class Problem(NamedTuple):
+    """What one seed draws."""
+
+    maps: Float[Array, "features tasks*outputs"]
+    """``B + E_t`` for every task, side by side."""
+    sigmas: Float[Array, "tasks"]
+    data_key: Array
+    """Every batch of examples comes from it."""
+
+
+def draw_problem(key: jax.Array, sigmas: tuple[float, ...]) -> Problem:
+    """Draws the tasks.
+
+    Args:
+        key: random key.
+        sigmas: scale of each task.
+
+    Returns:
+        The problem.
+    """
+    common_key, own_key, data_key = jax.random.split(key, 3)
+    common = COMMON_STD * jax.random.normal(common_key, (FEATURES, 1, OUTPUTS))
+    own = OWN_STD * jax.random.normal(own_key, (FEATURES, len(sigmas), OUTPUTS))
+    return Problem((common + own).reshape(FEATURES, -1), jnp.array(sigmas), data_key)
+
+
+def draw_examples(problem: Problem, number: int | Array, size: int) -> dict[str, Float[Array, "size ..."]]:
+    """A batch of fresh examples.
+
+    Args:
+        problem: the tasks.
+        number: of the batch; the same number, the same batch.
+        size: examples.
+
+    Returns:
+        ``x [size, features]`` and ``y [size, tasks, outputs]`` for sigma = 1.
+    """
+    x = jax.random.normal(jax.random.fold_in(problem.data_key, number), (size, FEATURES))
+    return {"x": x, "y": jnp.tanh(x @ problem.maps).reshape(size, -1, OUTPUTS)}
+
+
+def task_losses(params: Any, batch: dict[str, Array], sigmas: Float[Array, "tasks"]) -> Float[Array, "tasks"]:
+    """Mean squared error of each task, in the square of its own scale.
+
+    Args:
+        params: from `init_network`.
+        batch: ``{"x": [batch, features], "y": [batch, tasks, outputs]}`` for sigma = 1.
+        sigmas: scale of each task.
+
+    Returns:
+        One loss for each task.
+    """
+    return squared_errors(params, batch["x"], sigmas[:, None] * batch["y"])
+
+
+class Training(NamedTuple):
+    """A network, or several, in training: how it advances and where it stands for every seed."""
+
+    advance: Callable[[TrainState, dict[str, Array]], TrainState]
+    """A chunk of steps; batches ``[seeds, steps, batch, ...]``."""
+    state: TrainState
+
+
+def begin_multitask(method: str, sigmas: tuple[float, ...], seeds: int) -> Training:
+    """One network for all tasks, weighted by a method, for every seed.
+
+    Args:
+        method: of `METHODS`.
+        sigmas: scale of each task.
+        seeds: how many.
+
+    Returns:
+        The training at step 0.
+    """
+    scales = _trained_scales(method, sigmas)
+    step, transform = weighted_step(
+        lambda params, batch: task_losses(params, batch, scales),
+        "Sum" if method == ORACLE else method,
+        len(sigmas),
+        is_trunk,
+    )
+    return _training(step, transform, len(sigmas), seeds)
+
+
+def begin_single_task(tasks: int, seeds: int) -> Training:
+    """One network of its own for each task, with sigma = 1, for every seed.
+
+    Args:
+        tasks: how many.
+        seeds: how many.
+
+    Returns:
+        The training at step 0; its state has the axes ``[seeds, tasks]``.
+    """
+    transform = optax.adam(LEARNING_RATE)
+    step = make_step(lambda params, batch, _: (task_losses(params, batch, jnp.ones(1)).sum(), {}), transform)
+
+    def every_task(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, Any]:
+        return jax.vmap(lambda s, y: step(s, {"x": batch["x"], "y": y[:, None]}), in_axes=(0, 1))(
+            state, batch["y"]
+        )
+
+    training = _training(every_task, transform, 1, seeds)
+    state = jax.tree.map(lambda leaf: jnp.repeat(leaf[:, None], tasks, axis=1), training.state)
+    return training._replace(state=state)
+
+
+def _trained_scales(method: str, sigmas: tuple[float, ...]) -> Float[Array, "tasks"]:
+    """In which scales a method sees the tasks; the oracle sees them all alike."""
+    return jnp.ones(len(sigmas)) if method == ORACLE else jnp.array(sigmas)
+
+
+def _training(step: Callable, transform: optax.GradientTransformation, heads: int, seeds: int) -> Training:
+    def begin(key: Array) -> TrainState:
+        network_key, run_key = jax.random.split(key)
+        return init_state(
+            init_network(network_key, FEATURES, WIDTH, DEPTH, heads, OUTPUTS), transform, run_key
+        )
+
+    def advance(state: TrainState, batches: dict[str, Array]) -> TrainState:
+        return jax.lax.scan(lambda s, batch: (step(s, batch)[0], None), state, batches)[0]
+
+    return Training(
+        jax.jit(jax.vmap(advance), donate_argnums=0),
+        jax.vmap(begin)(jax.random.split(jax.random.key(1), seeds)),
+    )
+
+
+def train(
+    sigmas: tuple[float, ...], seeds: int, steps: int, run_dir: RunDir, methods: tuple[str, ...] = METHODS
+) -> dict[str, np.ndarray]:
+    """Trains every method and the single-task reference on the same stream of examples.
+
+    Args:
+        sigmas: scale of each task.
+        seeds: problems, networks and streams.
+        steps: Adam steps, a multiple of `CHUNK`.
+        run_dir: shows the progress and takes the test errors of each chunk.
+        methods: of `METHODS`.
+
+    Returns:
+        ``errors [methods, seeds, tasks]`` and ``single [seeds, tasks]``: test errors over sigma^2.
+    """
+    tasks = len(sigmas)
+    problems = jax.vmap(lambda key: draw_problem(key, sigmas))(jax.random.split(jax.random.key(0), seeds))
+    trainings = {method: begin_multitask(method, sigmas, seeds) for method in methods}
+    trainings["single"] = begin_single_task(tasks, seeds)
+
+    @jax.jit
+    def examples(chunk: int) -> dict[str, Array]:
+        numbers = 1 + chunk * CHUNK + jnp.arange(CHUNK)
+        return jax.vmap(lambda p: jax.vmap(lambda n: draw_examples(p, n, BATCH))(numbers))(problems)
+
+    test = jax.vmap(lambda p: draw_examples(p, 0, TEST_EXAMPLES))(problems)
+
+    @jax.jit
+    def test_errors(params: Any, scales: Array) -> Float[Array, "seeds tasks"]:
+        each = jax.vmap(lambda p, batch: task_losses(p, batch, scales) / scales**2)
+        return each(params, test)
+
+    @jax.jit
+    def single_errors(params: Any) -> Float[Array, "seeds tasks"]:
+        def of_task(p, x, y):
+            return task_losses(p, {"x": x, "y": y[:, None]}, jnp.ones(1))[0]
+
+        return jax.vmap(jax.vmap(of_task, in_axes=(0, None, 1)))(params, test["x"], test["y"])
+
+    scales = {method: _trained_scales(method, sigmas) for method in methods}
+    errors, single = np.empty((len(methods), seeds, tasks)), np.empty((seeds, tasks))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for chunk in run_dir.progress(range(steps // CHUNK), f"GradNorm's toy, {tasks} tasks"):
+            batches = examples(chunk)
+
+            def advanced(training: Training, batches: Any = batches) -> Training:
+                return training._replace(state=training.advance(training.state, batches))
+
+            trainings = dict(zip(trainings, pool.map(advanced, trainings.values()), strict=True))
+            single[:] = single_errors(trainings["single"].state.params)
+            for row, method in enumerate(methods):
+                errors[row] = test_errors(trainings[method].state.params, scales[method])
+            means = increases(errors, single).mean(axis=1)
+            named = {f"{tasks} tasks, {method}": mean for method, mean in zip(methods, means, strict=True)}
+            run_dir.log((chunk + 1) * CHUNK, **named)
+    return {"errors": errors, "single": single}
+
+
+def result_table(
+    sigmas: tuple[float, ...], methods: tuple[str, ...], errors: np.ndarray, single: np.ndarray
+) -> Table:
+    """Mean relative increase of every method, with its interval over the seeds.
+
+    Args:
+        sigmas: scale of each task.
+        methods: the rows.
+        errors: ``[methods, seeds, tasks]``, test errors over sigma^2.
+        single: ``[seeds, tasks]``, those of the single-task networks.
+
+    Returns:
+        The table, best method first.
+    """
+    reference = tuple(sigmas) == (1.0, 100.0)
+    measured = increases(errors, single)
+    rows: list[list[str | float | int]] = []
+    for row in np.argsort(measured.mean(axis=1)):
+        method = methods[row]
+        each = 100 * np.mean(errors[row] / single - 1, axis=0)
+        rows.append(
+            [
+                method,
+                interval_text(measured[row]),
+                "  ".join(f"{value:.0f}" for value in each),
+                PROTOTYPE.get(method, "") if reference else "",
+            ]
+        )
+    scales = ", ".join(f"{sigma:g}" for sigma in sigmas)
+    return Table(
+        f"GradNorm's toy with σ = {scales}: increase of the test error over single-task networks, percent",
+        ["method", "mean over tasks (95 % interval)", "each task", "prototype"],
+        rows,
+    )
+
+
+def draw(
+    sigmas: tuple[float, ...], methods: tuple[str, ...], errors: np.ndarray, single: np.ndarray
+) -> Figure:
+    """Mean relative increase of every method with its interval, and each task's.
+
+    Args:
+        sigmas: scale of each task.
+        methods: the rows.
+        errors: ``[methods, seeds, tasks]``, test errors over sigma^2.
+        single: ``[seeds, tasks]``, those of the single-task networks.
+
+    Returns:
+        The figure.
+    """
+    measured = increases(errors, single)
+    order = np.argsort(measured.mean(axis=1))[::-1]
+    groups = {
+        "free of scale": (SCALE_FREE, "tab:green"),
+        "lean to the small task": (LEAN_TO_SMALL, "tab:blue"),
+        "equalise gradient norms": (EQUALISE_NORMS, "tab:purple"),
+        "follow the large task": (FOLLOW_THE_LARGE, "tab:red"),
+        "in no claimed group": (METHODS[len(CLAIMED) :], "tab:gray"),
+    }
+    color = {method: color for members, color in groups.values() for method in members}
+    figure = Figure(figsize=(8.5, 5.5), layout="constrained")
+    axis = figure.subplots()
+    for height, row in enumerate(order):
+        method = methods[row]
+        estimate, low, high, _ = mean_interval(measured[row])
+        error = None if np.isinf(low) else [[estimate - low], [high - estimate]]
+        axis.barh(height, estimate, xerr=error, color=color[method], alpha=0.7, capsize=3)
+        for sigma in sorted(set(sigmas)):
+            chosen = [t for t, s in enumerate(sigmas) if s == sigma]
+            value = 100 * np.mean(errors[row][:, chosen] / single[:, chosen] - 1)
+            marker = "o^s"[sorted(set(sigmas)).index(sigma) % 3]
+            axis.plot(value, height, marker, color="black", markerfacecolor="white", markersize=5)
+    axis.axvline(0, color="black", linewidth=1)
+    axis.set_yticks(range(len(order)), [methods[row] for row in order])
+    axis.set_xlabel("increase of the test error over single-task networks (percent)")
+    axis.grid(axis="x", alpha=0.3)
+    handles: list[Any] = [Patch(color=shade, alpha=0.7, label=name) for name, (_, shade) in groups.items()]
+    handles += [
+        Line2D(
+            [],
+            [],
+            color="black",
+            markerfacecolor="white",
+            linestyle="",
+            marker="o^s"[i % 3],
+            label=f"task σ = {s:g}",
+        )
+        for i, s in enumerate(sorted(set(sigmas)))
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+    return figure
