@@ -1,8 +1,8 @@
 """What the training loop costs: `jaxneg.train.fit` beside a bare for loop over the same jitted step.
 
 Both draw the same batches from the same pipeline. The bare loop fetches nothing; ``fit`` fetches, checks and
-logs the metrics of every step, with a run folder and a progress bar. The clock runs from the draw of the first
-batch to the end of the last step: compilation, opening the folder and the last checkpoint are left out.
+logs the metrics of every step, with a run folder and a progress bar. The clock runs from the draw of the
+first batch to the end of the last step: compilation, opening the folder and the last checkpoint are left out.
 """
 
 import tempfile
@@ -67,7 +67,7 @@ def calibrated_layers(milliseconds: float, batch: Any) -> int:
             state, metrics = step(state, batch)
             jax.block_until_ready(metrics)
             times.append(time.perf_counter() - began)
-        layers = max(1, round(layers * milliseconds * 1e-3 / np.median(times[5:])))
+        layers = max(1, round(layers * milliseconds * 1e-3 / min(times)))
     return layers
 
 
@@ -107,7 +107,8 @@ def run(repeats: int = 15, *, milliseconds: float = 5.0, steps: int = 200) -> di
             fit(step, state, data, steps=steps, run_dir=Path(folder) / "run", evaluate=evaluate)
         return (ended[0] - data.began) / steps
 
-    bare(), ours()
+    bare()
+    ours()
     seconds = np.array([(bare(), ours()) if pair % 2 else (ours(), bare())[::-1] for pair in range(repeats)])
     median, low, high, _ = median_interval(seconds[:, 1] / seconds[:, 0])
     return {

@@ -87,15 +87,15 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
         self._scores: dict[int, float] = {}
         options = ocp.CheckpointManagerOptions(
             cleanup_tmp_directories=True,
-            # Our record holds the metrics: a manager that reads its own fails on a damaged file.
-            lightweight_initialize=True,
             preservation_policy=self,  # pyright: ignore[reportArgumentType]
+            # Else, where a folder cannot be made, orbax's threads wait minutes for it, and the exit for them.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
         try:
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         except OSError as error:
             raise CheckpointError(f"cannot open the folder {self.folder}: {_brief(error)}") from error
-        for step in self.steps:
+        for step in self.steps if best else []:
             try:
                 self._score(step, _read_record(self.folder / str(step))["metrics"])
             except Exception:
@@ -393,6 +393,6 @@ def _require_same(saved: Mapping[str, str], expected: Mapping[str, str], checkpo
 
 
 def _brief(error: BaseException) -> str:
-    """An error's first line; the reason stands at the end of tensorstore's long ones, before its specification."""
+    """An error's first line. In tensorstore's long ones the reason comes last, before a specification."""
     line = (str(error).strip().splitlines() or [""])[0].split(" [tensorstore_spec")[0]
     return f"{type(error).__name__}: {line if len(line) < 400 else f'{line[:200]} ... {line[-200:]}'}"

@@ -114,11 +114,12 @@ class CompileReport:
         if self.chip is None:
             return {}
         crossing = sum(self.collectives.values()) + self.collectives.get("all-reduce", 0)
-        return {
+        seconds = {
             "compute": self.flops / self.chip.flops,
             "memory": self.bytes_accessed / self.chip.hbm_bandwidth,
             "links": crossing / self.chip.ici_bandwidth,
         }
+        return {name: value for name, value in seconds.items() if value > 0}  # neither zero nor unknown
 
     @property
     def roofline_seconds(self) -> float | None:
@@ -198,7 +199,7 @@ def compile_for(target: Target, topology: str = "v5e:16x16") -> CompileReport:
         notes=(),
     )
     try:
-        with jax.set_mesh(mesh):
+        with jax.set_mesh(mesh), _uncached():
             compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
@@ -320,13 +321,30 @@ def _collectives(hlo_text: str) -> tuple[list[Collective], int]:
 
 
 def _loop_length(attributes: str, computations: dict[str, list[str]]) -> int | None:
+    """How often a loop runs that states it, or that counts from 0 by a constant up to a constant."""
     if known := re.search(r'known_trip_count":\{"n":"(\d+)"', attributes):
         return int(known[1])
-    # JAX's loops of known length count from 0 by 1 up to a constant of the condition.
-    condition = re.search(r"condition=%?([\w.\-]+)", attributes)
-    lines = "\n".join(computations.get(condition[1], ())) if condition else ""
-    limits = re.findall(r"= s32\[\]\S* constant\((\d+)\)", lines)
-    return int(limits[0]) if len(limits) == 1 and "direction=LT" in lines else None
+    condition, body = (
+        "\n".join(computations.get(re.search(rf"{part}=%?([\w.\-]+)", attributes)[1], ()))  # pyright: ignore
+        for part in ("condition", "body")
+    )
+
+    def constant(text: str, name: str) -> int | None:
+        found = re.search(rf"%{re.escape(name)} = [us]32\[\]\S* constant\((\d+)\)", text)
+        return int(found[1]) if found else None
+
+    compared = re.search(r"ROOT .* compare\(%([\w.\-]+), %([\w.\-]+)\), direction=LT", condition)
+    limit = constant(condition, compared[2]) if compared else None
+    if compared is None or limit is None:
+        return None
+    index = re.search(rf"%{re.escape(compared[1])} = .*index=(\d+)", condition)
+    results = re.search(r"ROOT .* tuple\((.*?)\)", body)
+    if index is None or results is None:
+        return None
+    counter = re.findall(r"%([\w.\-]+)", results[1])[int(index[1])]
+    added = re.search(rf"%{re.escape(counter)} = \S+ add\(%[\w.\-]+, %([\w.\-]+)\)", body)
+    step = constant(body, added[1]) if added else None
+    return -(-limit // step) if step else None
 
 
 def _bytes(shape: str) -> int:
@@ -389,6 +407,18 @@ def _topology_devices(topology: str) -> list[jax.Device]:
                 f"topology: expected 'local' or a chip ({known}) and a shape that its hosts divide, as "
                 f"'v5e:16x16'; got {topology!r}. libtpu says: {error}"
             ) from error
+
+
+@contextlib.contextmanager
+def _uncached() -> Iterator[None]:
+    """Writes nothing to the compilation cache, from which a program for absent devices cannot be read back."""
+    option = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, option)
+    jax.config.update(option, math.inf)
+    try:
+        yield
+    finally:
+        jax.config.update(option, before)
 
 
 @contextlib.contextmanager

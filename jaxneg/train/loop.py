@@ -37,8 +37,8 @@ from jaxneg.train.data import global_batch
 from jaxneg.train.mesh import path_name
 from jaxneg.train.step import Batch, Metrics, TrainState
 
-OWN_FILES = ("checkpoints", "config.json", "config.json.partial", "metrics.jsonl", "tensorboard")
-"""What a run folder may hold."""
+OWN_FILES = ("checkpoints", "config.json", "metrics.jsonl", "tensorboard")
+"""What a run folder may hold, besides hidden files."""
 
 Record = dict[str, Any]
 
@@ -148,11 +148,14 @@ def fit(
     _require_counts(evaluate_every=evaluate_every, checkpoint_every=checkpoint_every)
     if evaluate_every is not None and evaluate is None:
         raise ValueError("evaluate_every: expected with evaluate, which is None")
-    needs_folder = {"resume": resume, "checkpoint_every": checkpoint_every, "best": best}
-    if run_dir is None and (given := [name for name, value in needs_folder.items() if value]):
+    in_folder = {
+        "resume": resume,
+        "checkpoint_every": checkpoint_every,
+        "best": best,
+        "tensorboard": tensorboard,
+    }
+    if run_dir is None and (given := [name for name, value in in_folder.items() if value]):
         raise ValueError(f"{given[0]}: expected with run_dir, which is None")
-    if run_dir is None and tensorboard:
-        raise ValueError("tensorboard: expected with run_dir, which is None")
     iterator = _iterator(data, positioned=run_dir is not None)
     batch_sharding = batch_sharding or getattr(step, "batch_shardings", None)
     folder, checkpoints, logged = None, None, 0
@@ -185,9 +188,8 @@ def fit(
             values = dict(jax.device_get(metrics))
             require_finite(values, number)
             if evaluates and evaluate is not None:
-                values |= {
-                    f"eval/{name}": value for name, value in jax.device_get(dict(evaluate(state))).items()
-                }
+                evaluation = jax.device_get(dict(evaluate(state)))
+                values |= {f"eval/{name}": value for name, value in evaluation.items()}
                 require_finite(values, number)
             if best and best[0] not in values and (evaluates or not best[0].startswith("eval/")):
                 raise ValueError(f"best: no metric {best[0]!r} at step {number}, only {sorted(values)}")
@@ -263,18 +265,14 @@ class _Log(AbstractContextManager["_Log"]):
                 self._file.write(json.dumps(record).encode() + b"\n")
                 self._file.flush()
             except OSError as error:
-                raise OSError(
-                    error.errno, f"cannot write metrics: {error.strerror}", self._file.name
-                ) from error
+                reason = f"cannot write metrics: {error.strerror}"
+                raise OSError(error.errno, reason, self._file.name) from error
         if self._events is not None:
             for name, value in values.items():
                 for index, element in np.ndenumerate(np.asarray(value, np.float64)):
                     self._events.add_scalar("/".join([name, *map(str, index)]), element, number)
-            now = time.perf_counter()
-            self._events.add_scalar(
-                "steps_per_second", (number - self._last[0]) / (now - self._last[1]), number
-            )
-            self._last = number, now
+            (before, then), self._last = self._last, (number, time.perf_counter())
+            self._events.add_scalar("steps_per_second", (number - before) / (self._last[1] - then), number)
 
     def sync(self) -> int:
         """Puts what is written on disk; returns how many bytes that is."""
@@ -295,9 +293,10 @@ class _Terminations(AbstractContextManager["_Terminations"]):
     """Whether SIGTERM has come: to our handler, or to the preemption service of ``jax.distributed``."""
 
     def __init__(self, active: bool):
-        self._distributed = active and jax.distributed.is_initialized()
+        distributed = jax.distributed.is_initialized()
         main = threading.current_thread() is threading.main_thread()
-        self._handles = active and not self._distributed and main
+        self._serviced = active and distributed and jax.config.jax_enable_preemption_service  # pyright: ignore[reportAttributeAccessIssue]
+        self._handles = active and not distributed and main
         self._came = False
 
     def __enter__(self) -> "_Terminations":
@@ -313,7 +312,7 @@ class _Terminations(AbstractContextManager["_Terminations"]):
         self._came = True
 
     def reached(self, step: int) -> bool:
-        return multihost_utils.reached_preemption_sync_point(step) if self._distributed else self._came
+        return multihost_utils.reached_preemption_sync_point(step) if self._serviced else self._came
 
 
 class _Bar(AbstractContextManager["_Bar"]):
@@ -357,7 +356,7 @@ def _open_run(folder: Path, config: Mapping[str, Any] | None, resume: bool) -> P
     except TypeError as error:
         raise TypeError(f"config: expected JSON values: {error}") from error
     stored = folder / "config.json"
-    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    found = sorted(path.name for path in folder.glob("[!.]*"))
     if foreign := [name for name in found if name not in OWN_FILES]:
         raise FileExistsError(f"run_dir {folder} holds {foreign[0]!r}, no part of a run: choose another")
     if found and not resume:
@@ -368,7 +367,7 @@ def _open_run(folder: Path, config: Mapping[str, Any] | None, resume: bool) -> P
     if jax.process_index() == 0 and not stored.is_file():
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            partial = folder / "config.json.partial"
+            partial = folder / ".config.json"
             partial.write_text(text)
             partial.rename(stored)
         except OSError as error:

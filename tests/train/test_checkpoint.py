@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec as P
 
 from jaxneg.train import CheckpointError, Checkpoints, init_state, make_mesh, restore, shardings
@@ -241,6 +242,8 @@ def test_any_damaged_file_means_the_right_state_or_the_one_before(folder, tmp_pa
         assert restored.extras == {"data": {"next": restored.step}}
         assert len([w for w in caught if "is damaged" in str(w.message)]) == 2 - restored.step
         fallbacks += restored.step == 1
+        with Checkpoints(copy, best=("loss", "min")) as checkpoints:
+            assert checkpoints.steps == [1, 2]
     assert fallbacks >= 3
 
 
@@ -271,6 +274,13 @@ def test_all_checkpoints_damaged(folder):
         DAMAGE["record truncated"](folder / step)
     with pytest.raises(CheckpointError, match=rf"no checkpoint in {folder} can be read: .*/2: .*/1: "):
         restore(folder, first_state())
+
+
+def test_a_checkpoint_that_another_process_cannot_read(folder, monkeypatch):
+    answers = iter([[True, True], [True, False], [True, True], [True, True]])
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda ours: np.array(next(answers)))
+    with pytest.warns(UserWarning, match=r"/1 is used instead: another process cannot read it"):
+        assert restore(folder, first_state()).step == 1
 
 
 def test_damaged_twice(folder):

@@ -11,6 +11,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from jaxneg.nn import LLAMA_3_2_1B, TRANSFORMER_RULES, transformer
 from jaxneg.train import Target, collective_bytes, compile_for, init_state, make_mesh, make_step, shard_step
 from jaxneg.train.compile import CHIPS, Chip, CompileReport, matmul_flops
 
@@ -31,11 +32,14 @@ HLO = """HloModule jit_step, is_scheduled=true
   %state = (s32[], f32[128]{0}) parameter(0)
   %x = f32[128]{0} get-tuple-element(%state), index=1
   %in-loop = f32[128]{0} all-reduce(%x), channel_id=7, replica_groups={{0,1}}, to_apply=%add
-  ROOT %next = (s32[], f32[128]{0}) tuple(%i, %in-loop)
+  %i = s32[]{:T(128)} get-tuple-element(%state), index=0
+  %by = s32[]{:T(128)} constant(2)
+  %next = s32[]{:T(128)} add(%i, %by)
+  ROOT %out = (s32[], f32[128]{0}) tuple(%next, /*index=1*/%in-loop)
 }
 
 %condition (state: (s32[], f32[128])) -> pred[] {
-  %limit = s32[]{:T(128)} constant(5)
+  %limit = s32[]{:T(128)} constant(9)
   %i = s32[]{:T(128)} get-tuple-element(%state), index=0
   ROOT %lt = pred[]{:T(512)} compare(%i, %limit), direction=LT
 }
@@ -98,8 +102,16 @@ def test_a_loop_whose_length_the_program_states():
     assert collective_bytes(text)["all-reduce"] - collective_bytes(HLO)["all-reduce"] == 6 * 128 * 4
 
 
-def test_a_loop_of_unknown_length_counts_once():
-    text = HLO.replace("condition=%condition", "condition=%open_condition")
+@pytest.mark.parametrize(
+    ("known", "unknown"),
+    [
+        ("condition=%condition", "condition=%open_condition"),
+        ("add(%i, %by)", "multiply(%i, %by)"),
+        ("direction=LT", "direction=NE"),
+    ],
+)
+def test_a_loop_of_unknown_length_counts_once(known, unknown):
+    text = HLO.replace(known, unknown)
     assert collective_bytes(HLO)["all-reduce"] - collective_bytes(text)["all-reduce"] == 4 * 128 * 4
 
 
@@ -123,7 +135,7 @@ def test_collective_bytes_of_compiled_programs():
     assert gather == {**dict.fromkeys(gather, 0), "all-gather": whole}
     scatter = compiled(lambda x: jax.lax.psum_scatter(x, "data", tiled=True), P(), P("data"))
     assert sum(scatter.values()) == whole
-    exchange = compiled(lambda x: jax.lax.all_to_all(x, "data", 1, 0), P("data"), P("data"))
+    exchange = compiled(lambda x: jax.lax.all_to_all(x, "data", 1, 0, tiled=True), P("data"), P("data"))
     assert exchange == {**dict.fromkeys(exchange, 0), "all-to-all": whole // 8}
     shift = [(i, (i + 1) % 8) for i in range(8)]
     permute = compiled(lambda x: jax.lax.ppermute(x, "data", shift), P("data"), P("data"))
@@ -256,6 +268,37 @@ def test_a_step_that_does_not_fit():
     assert not report.hbm < report.chip.hbm
     assert "RESOURCE_EXHAUSTED" in report.notes[0]
     assert "fits                     no" in str(report)
+
+
+def llama_target(explicit):
+    model, tx = transformer(LLAMA_3_2_1B), optax.adamw(1e-4)
+
+    def loss_fn(params, tokens, key):
+        del key
+        logits = jax.nn.log_softmax(model.apply(params, tokens[:, :-1]).astype(jnp.float32))
+        return -(logits * jax.nn.one_hot(tokens[:, 1:], logits.shape[-1])).sum(-1).mean(), {}
+
+    state = jax.eval_shape(lambda key: init_state(model.init(key), tx, key), jax.random.key(0))
+    tokens = jax.ShapeDtypeStruct((256, 2049), jnp.int32)
+    mesh = {"data": 32, "model": 8}
+    return Target(make_step(loss_fn, tx), state, tokens, mesh, TRANSFORMER_RULES, explicit=explicit)
+
+
+@needs_libtpu
+@pytest.mark.tpu_compile
+@pytest.mark.parametrize("explicit", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_a_billion_parameters_on_a_pod(explicit):
+    report = compile_for(llama_target(explicit), "v5e:16x16")
+    parameters, tokens = 1_235_814_400, 256 * 2048
+    # Parameters and both Adam moments in float32 are 55 MiB a chip; what is left is activations.
+    assert report.fits is True
+    assert report.hbm < 4 * 2**30
+    # Two operations a parameter and token forward, four backward, two for recomputing the blocks.
+    assert report.flops > 6 * parameters * tokens / 256
+    assert report.flops < 10 * parameters * tokens / 256
+    # In each block two all-reduces of the residual stream forward and two backward, in bfloat16.
+    assert report.collectives["all-reduce"] > 4 * 16 * 8 * 2048 * 2048 * 2
+    assert not any("unknown length" in note for note in report.notes)
 
 
 @needs_libtpu

@@ -263,6 +263,9 @@ def test_a_run_folder_is_never_overwritten(finished):
         with pytest.raises(FileExistsError, match=f"run_dir {finished} holds 'notes.txt', no part of a run"):
             train(5, run_dir=finished, config={"lr": 0.1, "width": 6}, resume=resume)
     (finished / "notes.txt").unlink()
+    (finished / ".hidden").touch()
+    train(3, run_dir=finished, config={"lr": 0.1, "width": 6}, resume=True)
+    (finished / ".hidden").unlink()
     assert snapshot(finished) == before
 
 
