@@ -44,6 +44,24 @@ def golden(request: pytest.FixtureRequest) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture
+def golden_folder():
+    """``golden_folder(system)``: every golden file of a system, by stem, for tests that need several at once."""
+
+    def load(system: str) -> dict[str, dict[str, np.ndarray]]:
+        folder = GOLDENS / system
+        if not folder.is_dir():
+            pytest.skip(f"no golden vectors at {folder}: set JAXNEG_GOLDENS to their folder")
+        files = {}
+        for file in sorted(folder.glob("*.npz")):
+            with np.load(file, allow_pickle=False) as arrays:
+                files[file.stem] = dict(arrays)
+        assert files, f"no golden vectors in {folder}"
+        return files
+
+    return load
+
+
+@pytest.fixture
 def x64():
     """Runs the test in float64."""
     with jax.enable_x64(True):

@@ -26,14 +26,15 @@ def cagrad(
     """Conflict-averse weights.
 
     ``w* = argmin_w w^T b + k sqrt(w^T G w + 1e-8)`` over the simplex, with ``b = G 1/T`` and
-    ``k = c sqrt(mean G + 1e-8) + 1e-8``; the weights are ``(1/T + w* k / (sqrt(w*^T G w*) + 1e-8)) / s`` with
-    ``s = 1, 1 + c^2, 1 + c`` for rescale 0, 1, 2. One task has weight 1.
+    ``k = c sqrt(mean G + 1e-8)``; the weights are ``(1/T + lambda w*) / s`` with
+    ``lambda = (k + 1e-8) / (sqrt(w*^T G w*) + 1e-8)`` and ``s = 1, 1 + c^2, 1 + c`` for rescale 0, 1, 2. One task
+    has weight 1.
 
     Args:
         G: ``[T, T]``.
         c: radius of the ball in units of the average gradient's norm, not negative.
         rescale: 0, 1 or 2.
-        solver: "exact", interior point of at most 20 (float32) or 30 (float64) steps; "fast", the official 20
+        solver: "exact", interior point of at most 30 steps; "fast", the official 20
             steps of momentum descent on the weights' logits (rate 25, or 50 for 50 tasks), with the best
             logits kept.
         return_info: whether to return a `SolverInfo` too; its residual is how far the objective can still
@@ -78,12 +79,12 @@ def _exact(G: Array, c: float) -> tuple[Array, Array, Array]:
     tasks = G.shape[0]
     mean_square = jnp.trace(G) / tasks
     mean_square = jnp.where(mean_square > 0, mean_square, 1.0)
-    radius = c * jnp.sqrt(jnp.mean(G) + 1e-8) + 1e-8
+    radius = c * jnp.sqrt(jnp.mean(G) + 1e-8)
     data = (G / mean_square, radius / jnp.sqrt(mean_square), 1e-8 / mean_square)
     share, _, iterations = simplex_minimum(_objective, tasks, data)
     slope, _ = _objective(share, data)
     length = jnp.sqrt(jnp.maximum(share @ G @ share, 0)) + 1e-8
-    return 1 / tasks + share * radius / length, share @ slope - jnp.min(slope), iterations
+    return 1 / tasks + share * (radius + 1e-8) / length, share @ slope - jnp.min(slope), iterations
 
 
 def _objective(share: Array, data: tuple[Array, Array, Array]) -> tuple[Array, Array]:

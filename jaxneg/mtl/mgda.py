@@ -34,7 +34,7 @@ def mgda(
 
     Args:
         G: ``[T, T]``.
-        solver: "exact", interior point of at most 20 (float32) or 30 (float64) steps; "frank_wolfe", at most
+        solver: "exact", interior point of at most 30 steps; "frank_wolfe", at most
             100 steps, stops at a step below 1e-3 and may end some percent above the minimum; "pgd", projected
             gradient from the best pair, at most 250 steps. The last two are the usual approximations and are
             not differentiated.

@@ -42,8 +42,7 @@ def simplex_minimum(
     """The minimum of a convex function over the probability simplex, by a primal-dual interior point.
 
     ``min f(x)  s.t.  x >= 0, sum x = 1``. Newton steps on ``grad f - s - y 1 = 0``, ``x_i s_i = 0.1 mu`` with
-    ``mu = x.s / T``, until mu <= 1e-14 (float32) or 1e-26 (float64), at most 20 or 30 times. Data should be
-    scaled so that f's gradient is of order one.
+    ``mu = x.s / T``, until mu <= 1e-17 (float32) or 1e-26 (float64), at most 30 times. Data should be scaled so that f's gradient is of order one.
 
     Args:
         derivatives: ``derivatives(x, data) -> (gradient [T], Hessian [T, T])``.
@@ -130,8 +129,8 @@ def fair_root(
     It is the minimum of the convex ``w^T G w / 2 - sum phi(w)`` with ``phi' = w^(-a)``. Lengths are taken out
     first: with ``C`` the cosines and ``d`` the gradient norms, ``w_i = d_i^(-2/(1+a)) v_i``, which keeps
     float32 exact where norms differ by factors of hundreds. At most 20 steps with backtracking. Where 0 is in
-    the convex hull of the gradients there is no solution and w would grow without bound: a ridge on C (1e-6
-    in float32; 1e-12 in float64, from the moment it matters) bounds it.
+    the convex hull of the gradients there is no solution and w grows without bound: from the moment that
+    ``v^T C v <= r v^T v`` (r = 1e-6 in float32, 1e-12 in float64), ``C + r I`` takes the place of C.
 
     Args:
         gram_matrix: ``[T, T]``.
@@ -152,47 +151,49 @@ def fair_root(
         [1.0, 0.5]
     """
     tasks, dtype = gram_matrix.shape[0], gram_matrix.dtype
-    single = dtype == jnp.float32
-    ridge = 1e-6 if single else 1e-12
-    tolerance, bound = 8 * float(jnp.finfo(dtype).eps), 20
+    rounding = float(jnp.finfo(dtype).eps)
+    ridge = 1e-6 if dtype == jnp.float32 else 1e-12
     norms, present, cosines = _cosines(gram_matrix)
     q = norms ** ((power - 1) / (power + 1))
-    steps = 0.5 ** jnp.arange(8, dtype=dtype)
+    halvings = 0.5 ** jnp.arange(8, dtype=dtype)
 
-    def residual(v: Array) -> Array:
-        return jnp.max(jnp.where(present, jnp.abs(v**power * (cosines @ (q * v)) / q - 1), 0.0))
+    def residual(v: Array, damping: Array) -> Array:
+        u = q * v
+        return jnp.max(jnp.where(present, jnp.abs(v**power * (cosines @ u + damping * u) / q - 1), 0.0))
 
-    def objective(v: Array, ridge: Array) -> Array:
+    def objective(v: Array, damping: Array) -> Array:
         u = q * v
         barrier = jnp.log(v) if power == 1 else v ** (1 - power) / (1 - power)
-        return 0.5 * (u @ (cosines @ u) + ridge * (u @ u)) - jnp.sum(q**2 * barrier)
+        return 0.5 * (u @ (cosines @ u) + damping * (u @ u)) - jnp.sum(q**2 * barrier)
 
     def unfinished(carry: tuple[Array, ...]) -> Array:
-        v, _, iterations = carry
-        return (residual(v) > tolerance) & (iterations < bound)
+        _, _, error, previous, iterations = carry
+        stalled = (error < 1e4 * rounding) & (error > 0.5 * previous)
+        return (error > 4 * rounding) & ~stalled & (iterations < 20)
 
     def newton_step(carry: tuple[Array, ...]) -> tuple[Array, ...]:
-        v, damping, iterations = carry
+        v, damping, error, _, iterations = carry
         u = q * v
         cosines_u = cosines @ u
         damping = jnp.where(u @ cosines_u <= ridge * (u @ u), ridge, damping)
         gradient = cosines_u + damping * u - q * v**-power
-        hessian = cosines + jnp.diag(damping + power * v ** (-power - 1))
+        hessian = cosines + jnp.diag(ridge + power * v ** (-power - 1))
         dv = -_positive_solve(hessian, gradient[:, None])[:, 0] / q
         longest = jnp.min(jnp.where(dv < 0, -0.9 * v / jnp.where(dv < 0, dv, -1.0), 1.0))
-        trials = v + (jnp.minimum(1.0, longest) * steps)[:, None] * dv
-        values = jax.vmap(objective, (0, None))(trials, damping)
+        trials = v + (jnp.minimum(1.0, longest) * halvings)[:, None] * dv
         now = objective(v, damping)
-        # Near the solution f is flat to rounding; there the full step is right.
-        acceptable = values <= now + 8 * jnp.finfo(dtype).eps * jnp.abs(now)
+        # Near the solution the objective is flat to rounding; the full step is right there.
+        acceptable = jax.vmap(objective, (0, None))(trials, damping) <= now + 8 * rounding * jnp.abs(now)
         moved = trials[jnp.argmax(acceptable)]
-        return jnp.where(jnp.isfinite(moved), moved, v), damping, iterations + 1
+        v = jnp.where(jnp.all(jnp.isfinite(moved)), moved, v)
+        return v, damping, residual(v, damping), error, iterations + 1
 
-    start = jnp.full(tasks, tasks ** (-1 / (1 + power)), dtype)
-    damping = jnp.asarray(ridge if single else 0.0, dtype)
-    v, _, iterations = jax.lax.while_loop(unfinished, newton_step, (start, damping, jnp.zeros((), jnp.int32)))
+    v = jnp.full(tasks, tasks ** (-1 / (1 + power)), dtype)
+    damping = jnp.zeros((), dtype)
+    start = (v, damping, residual(v, damping), jnp.full((), jnp.inf, dtype), jnp.zeros((), jnp.int32))
+    v, _, _, _, iterations = jax.lax.while_loop(unfinished, newton_step, start)
     weights = jnp.where(present, v * norms ** (-2 / (power + 1)), 0.0)
-    return jnp.where(jnp.any(present), weights, 1 / tasks), residual(v), iterations
+    return jnp.where(jnp.any(present), weights, 1 / tasks), residual(v, jnp.zeros((), dtype)), iterations
 
 
 @fair_root.defjvp
