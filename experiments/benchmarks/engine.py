@@ -24,19 +24,24 @@ WIDTH, BATCH = 256, 64
 
 
 class TimedBatches:
-    """Batches of a data set, with the time of the first draw."""
+    """Batches of a data set, and the time since the first draw."""
 
     def __init__(self, data: grain.MapDataset) -> None:
         self._batches = iter(data.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
         self.get_state, self.set_state = self._batches.get_state, self._batches.set_state
-        self.began = 0.0
+        self._began: tuple[float, float] | None = None
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Any:
-        self.began = self.began or time.perf_counter()
+        self._began = self._began or (time.perf_counter(), time.thread_time())
         return next(self._batches)
+
+    def seconds(self) -> tuple[float, float]:
+        """On the clock, and of this thread's work."""
+        assert self._began is not None
+        return time.perf_counter() - self._began[0], time.thread_time() - self._began[1]
 
 
 def workload(layers: int) -> tuple[Callable, Callable[[], TrainState]]:
@@ -80,36 +85,38 @@ def run(repeats: int = 15, *, milliseconds: float = 5.0, steps: int = 200) -> di
       steps: Steps of a run.
 
     Returns:
-      Medians of the seconds per step, and the median of the pairs' ratios ``fit / bare`` with its interval.
+      For a step: medians of the seconds of both loops and of the work of their Python threads, and the median
+      of the pairs' ratios ``fit / bare`` with its interval.
     """
     draws = np.random.default_rng(0).normal(size=(2, 1024, WIDTH)).astype(np.float32)
     arrays = {"x": draws[0], "y": draws[1]}
     layers = calibrated_layers(milliseconds, {name: array[:BATCH] for name, array in arrays.items()})
     step, first_state = workload(layers)
 
-    def bare() -> float:
+    def bare() -> tuple[float, float]:
         data, state = TimedBatches(pipeline(arrays, BATCH)), jax.block_until_ready(first_state())
         for _ in range(steps):
             state, _ = step(state, next(data))
         jax.block_until_ready(state)
-        return (time.perf_counter() - data.began) / steps
+        return data.seconds()
 
-    def ours() -> float:
+    def ours() -> tuple[float, float]:
         data, state = TimedBatches(pipeline(arrays, BATCH)), jax.block_until_ready(first_state())
-        ended: list[float] = []
+        taken: list[tuple[float, float]] = []
 
         def evaluate(state: TrainState) -> dict[str, float]:  # called once, after the last step
             jax.block_until_ready(state)
-            ended.append(time.perf_counter())
+            taken.append(data.seconds())
             return {}
 
         with tempfile.TemporaryDirectory() as folder:
             fit(step, state, data, steps=steps, run_dir=Path(folder) / "run", evaluate=evaluate)
-        return (ended[0] - data.began) / steps
+        return taken[0]
 
     bare()
     ours()
-    seconds = np.array([(bare(), ours()) if pair % 2 else (ours(), bare())[::-1] for pair in range(repeats)])
+    pairs = [(bare(), ours()) if pair % 2 else (ours(), bare())[::-1] for pair in range(repeats)]
+    seconds, work = np.moveaxis(np.array(pairs) / steps, -1, 0)
     median, low, high, _ = median_interval(seconds[:, 1] / seconds[:, 0])
     return {
         "layers": layers,
@@ -118,4 +125,6 @@ def run(repeats: int = 15, *, milliseconds: float = 5.0, steps: int = 200) -> di
         "ratio_median": median,
         "ratio_low": low,
         "ratio_high": high,
+        "bare_host_seconds": float(np.median(work[:, 0])),
+        "fit_host_seconds": float(np.median(work[:, 1])),
     }

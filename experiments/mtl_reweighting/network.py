@@ -5,6 +5,7 @@
 The trunk's leaves are the shared parameters of the multi-task methods; a head sees its own task alone.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -27,6 +28,7 @@ def is_trunk(path: str) -> bool:
     return path.startswith("trunk/")
 
 
+@partial(jax.jit, static_argnames=("features", "width", "depth", "tasks", "outputs"))
 def init_network(
     key: jax.Array, features: int, width: int, depth: int, tasks: int, outputs: int = 1
 ) -> Params:

@@ -1,4 +1,4 @@
-"""Several trainings at once, one thread for each core: compiling and small programs leave the other cores idle."""
+"""Several trainings at once, a thread for each core: one alone leaves the others idle while it compiles."""
 
 import os
 from collections.abc import Callable, Sequence

@@ -310,8 +310,8 @@ def train_together(
     """
     step, transform = _step(method, splits[0], labels)
 
-    def one(seed: Array, rows: Array, split: Split) -> Array:
-        state = _first_state(seed, split, recipe, transform)
+    def one(seed: Array, network: Any, rows: Array, split: Split) -> Array:
+        state = init_state(network, transform, jax.random.key(seed))
 
         def take(state, chosen):
             return step(state, {"x": split.x[chosen], "y": split.y[chosen]})[0], None
@@ -319,7 +319,7 @@ def train_together(
         state, _ = jax.lax.scan(take, state, rows)
         return errors(state.params, split.x_test, split.y_test, split.spread, labels)
 
-    return np.asarray(jax.jit(jax.vmap(one))(*_stacked(splits, recipe)))
+    return np.asarray(jax.jit(jax.vmap(one))(*_stacked(splits, recipe, splits[0].y.shape[1])))
 
 
 def train_apart(splits: list[Split], recipe: Recipe, labels: bool) -> Float[np.ndarray, "seeds tasks"]:
@@ -336,11 +336,11 @@ def train_apart(splits: list[Split], recipe: Recipe, labels: bool) -> Float[np.n
     transform = optax.adam(LEARNING_RATE)
     step = make_step(lambda p, b, _: (losses(p, b, labels).sum(), {}), transform)
 
-    def one(seed: Array, rows: Array, split: Split) -> Array:
+    def one(seed: Array, network: Any, rows: Array, split: Split) -> Array:
         def task(y: Array, y_test: Array, spread: Array) -> Array:
             # In units of its own spread, since there is no other task to compare with.
             alone = split._replace(y=y[:, None] / spread, y_test=y_test[:, None] / spread, spread=jnp.ones(1))
-            state = _first_state(seed, alone, recipe, transform)
+            state = init_state(network, transform, jax.random.key(seed))
 
             def take(state, chosen):
                 return step(state, {"x": alone.x[chosen], "y": alone.y[chosen]})[0], None
@@ -350,7 +350,7 @@ def train_apart(splits: list[Split], recipe: Recipe, labels: bool) -> Float[np.n
 
         return jax.vmap(task, in_axes=(1, 1, 0))(split.y, split.y_test, split.spread)
 
-    return np.asarray(jax.jit(jax.vmap(one))(*_stacked(splits, recipe)))
+    return np.asarray(jax.jit(jax.vmap(one))(*_stacked(splits, recipe, 1)))
 
 
 def train_through_fit(split: Split, recipe: Recipe, labels: bool, folder: Path, config: dict) -> FitResult:
@@ -371,7 +371,7 @@ def train_through_fit(split: Split, recipe: Recipe, labels: bool, folder: Path, 
     every = max(1, recipe.steps // 4)
     return fit(
         jax.jit(step, donate_argnums=0),
-        _first_state(0, split, recipe, transform),
+        init_state(_network(0, split, recipe, split.y.shape[1]), transform, jax.random.key(0)),
         pipeline({"x": split.x, "y": split.y}, recipe.batch, seed=0),
         steps=recipe.steps,
         run_dir=folder,
@@ -388,22 +388,21 @@ def _step(method: str, split: Split, labels: bool) -> tuple[Step, optax.Gradient
     return weighted_step(lambda p, b: losses(p, b, labels), method, split.y.shape[1], is_trunk)
 
 
-def _first_state(
-    seed: int | Array, split: Split, recipe: Recipe, transform: optax.GradientTransformation
-) -> Any:
-    key, run_key = jax.random.split(jax.random.key(seed))
-    features, tasks = split.x.shape[1], split.y.shape[1]
-    return init_state(init_network(key, features, recipe.width, recipe.depth, tasks), transform, run_key)
+def _network(seed: int, split: Split, recipe: Recipe, heads: int) -> Any:
+    key = jax.random.fold_in(jax.random.key(seed), 1)
+    return init_network(key, split.x.shape[1], recipe.width, recipe.depth, heads)
 
 
-def _stacked(splits: list[Split], recipe: Recipe) -> tuple[Array, Array, Split]:
-    """Seeds, the rows of every batch ``[seeds, steps, batch]``, and the splits, for `jax.vmap`."""
+def _stacked(splits: list[Split], recipe: Recipe, heads: int) -> tuple[Array, Any, Array, Split]:
+    """For every seed the seed, a first network, the rows of each batch ``[steps, batch]``, and the split."""
+    networks = [_network(seed, split, recipe, heads) for seed, split in enumerate(splits)]
     rows = []
     for seed, split in enumerate(splits):
         batches = pipeline({"row": np.arange(len(split.x))}, recipe.batch, seed=seed)
         rows.append(np.stack([batches[i]["row"] for i in range(recipe.steps)]))  # pyright: ignore[reportOptionalSubscript]
     together = jax.tree.map(lambda *arrays: jnp.stack(arrays), *splits)
-    return jnp.arange(len(splits)), jnp.asarray(np.stack(rows)), together
+    networks = jax.tree.map(lambda *arrays: jnp.stack(arrays), *networks)
+    return jnp.arange(len(splits)), networks, jnp.asarray(np.stack(rows)), together
 
 
 class TableResult(NamedTuple):

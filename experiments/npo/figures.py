@@ -75,12 +75,12 @@ def draw_frontier(run_dir: RunDir, curves: Mapping[str, np.ndarray]) -> None:
         axis.plot(way[:, 0], way[:, 1], dash, color=colour)
         axis.plot(*way[-1], "o", color=colour, markersize=6, zorder=3)
         label = axis.annotate(
-            name, way[-1], xytext=(0, 8), ha="center", textcoords="offset points", color=colour
+            name, tuple(way[-1]), xytext=(0, 8), ha="center", textcoords="offset points", color=colour
         )
         label.set_path_effects([withStroke(linewidth=3, foreground="white")])
     start = np.median(curves[SHOWN[0]][:, 0], axis=0)
     axis.plot(*start, "k*", markersize=12, zorder=3)
-    axis.annotate("start", start, xytext=(0, -16), ha="center", textcoords="offset points")
+    axis.annotate("start", tuple(start), xytext=(0, -16), ha="center", textcoords="offset points")
     axis.set(
         xscale="log",
         yscale="log",

@@ -96,6 +96,7 @@ def _objective(share: Array, data: tuple[Array, Array, Array]) -> tuple[Array, A
     return jnp.mean(G, axis=1) + radius * slope / length, hessian
 
 
+@jax.jit
 def _fast(G: Array, c: float) -> tuple[Array, Array, Array]:
     tasks = G.shape[0]
     scale = jnp.mean(jnp.sqrt(jnp.diagonal(G) + 1e-4))

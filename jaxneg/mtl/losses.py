@@ -42,10 +42,10 @@ def equal_weights(tasks: int) -> Float[Array, " tasks"]:
 def si(losses: Float[Array, " tasks"]) -> Float[Array, ""]:
     """Scale-invariant scalarisation: rescaling a loss does not change its gradient.
 
-    ``sum_i log(L_i + 1e-8)``
+    ``sum_i log L_i``
 
     Args:
-        losses: ``[T]``, not negative.
+        losses: ``[T]``, positive (below 1e-8 they count as 1e-8).
 
     Returns:
         A scalar.
@@ -61,7 +61,7 @@ def si(losses: Float[Array, " tasks"]) -> Float[Array, ""]:
         >>> round(float(si(jnp.array([2.0, 0.5]))), 4)
         0.0
     """
-    return jnp.sum(jnp.log(jnp.maximum(_checked_losses(losses) + _LOG_FLOOR, _LOG_FLOOR)))
+    return jnp.sum(jnp.log(jnp.maximum(_checked_losses(losses), _LOG_FLOOR)))
 
 
 def gls(losses: Float[Array, " tasks"]) -> Float[Array, ""]:

@@ -65,11 +65,14 @@ def mgda(
     scale = _normalizer(G, normalizer, losses)
     G = G / (scale[:, None] * scale[None, :])
     mean_square = jnp.trace(G) / G.shape[0]
-    G = G / jnp.where(mean_square > 0, mean_square, 1.0)
-    weights, iterations = {"exact": _exact, "frank_wolfe": _frank_wolfe, "pgd": _projected}[solver](G)
+    mean_square = jnp.where(mean_square > 0, mean_square, 1.0)
+    if solver == "exact":
+        weights, iterations = _exact(G / mean_square)
+    else:
+        weights, iterations = (_frank_wolfe if solver == "frank_wolfe" else _projected)(G)
     if not return_info:
         return weights / scale
-    slope = G @ weights
+    slope = G @ weights / mean_square
     return weights / scale, SolverInfo(weights @ slope - jnp.min(slope), iterations)
 
 
@@ -100,6 +103,7 @@ def _quadratic(weights: Array, G: Array) -> tuple[Array, Array]:
     return G @ weights, G
 
 
+@jax.jit
 def _frank_wolfe(G: Array) -> tuple[Array, Array]:
     G = jax.lax.stop_gradient(G)
     tasks = G.shape[0]
@@ -120,6 +124,7 @@ def _frank_wolfe(G: Array) -> tuple[Array, Array]:
     return weights, iterations
 
 
+@jax.jit
 def _projected(G: Array) -> tuple[Array, Array]:
     G = jax.lax.stop_gradient(G)
     tasks = G.shape[0]

@@ -3,6 +3,8 @@
 Yu et al., arXiv:2001.06782, Algorithm 1.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -61,6 +63,12 @@ def pcgrad(
     if orders.shape != (tasks, tasks):
         raise ValueError(f"orders: expected shape {(tasks, tasks)}, got {orders.shape}")
 
+    return _projected_sum(G, orders, eps, include_self)
+
+
+@partial(jax.jit, static_argnums=3)
+def _projected_sum(G: Array, orders: Array, eps: Array | float, include_self: bool) -> Array:
+    tasks = G.shape[0]
     squares = jnp.diagonal(G) + eps
     safe = jnp.where(squares > 0, squares, 1.0)
     rows = jnp.arange(tasks)

@@ -36,6 +36,7 @@ class SolverInfo(NamedTuple):
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1))
 def simplex_minimum(
     derivatives: Callable[[Array, Any], tuple[Array, Array]], tasks: int, data: Any
 ) -> tuple[Float[Array, " tasks"], Float[Array, " tasks"], Int[Array, ""]]:
@@ -121,6 +122,7 @@ def _step_length(values: Array, change: Array) -> Array:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
+@partial(jax.jit, static_argnums=1)
 def fair_root(
     gram_matrix: Float[Array, "tasks tasks"], power: float
 ) -> tuple[Float[Array, " tasks"], Float[Array, ""], Int[Array, ""]]:
@@ -243,6 +245,7 @@ def gradient_norms(gram_matrix: Float[Array, "tasks tasks"]) -> Float[Array, " t
 
 
 @jax.custom_jvp
+@jax.jit
 def nonnegative_minima(
     matrix: Float[Array, "tasks tasks"], linear: Float[Array, "problems tasks"]
 ) -> tuple[Float[Array, "problems tasks"], Float[Array, ""], Int[Array, ""]]:

@@ -1,8 +1,8 @@
 """Matrix multiplication whose result's sharding is never ambiguous.
 
-Under explicit mesh axes JAX refuses a product that contracts a sharded axis, since its result could be sharded in
-several ways. Here it is sharded as the axes that remain are (Shoeybi et al. 2019, arXiv:1909.08053, Section 3: the
-sum over the contracted axis is an all-reduce).
+Under explicit mesh axes JAX refuses a product that contracts a sharded axis, since its result could be
+sharded in several ways. Here it is sharded as the axes that remain are, and the sum over the contracted axis
+is an all-reduce (Shoeybi et al. 2019, arXiv:1909.08053, Section 3).
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ def contract(lhs: Array, rhs: Array, dimension_numbers: Any, **options: Any) -> 
       lhs: Left factor.
       rhs: Right factor.
       dimension_numbers: As in ``jax.lax.dot_general``.
-      **options: Further arguments of ``jax.lax.dot_general``; ``out_sharding`` is set here if it is not given.
+      **options: Further arguments of ``jax.lax.dot_general``; ``out_sharding`` is found if it is not given.
 
     Returns:
       The product; its axes are sharded as the factors' axes are.

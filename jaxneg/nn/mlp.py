@@ -19,8 +19,8 @@ MLP_RULES = (
     (r"trunk/\d*[02468]/bias", P("model")),
     (r"trunk/\d*[13579]/kernel", P("model", None)),
 )
-"""Tensor parallelism over the mesh axis ``model``: layers are split by columns and by rows in turn, so that two
-layers cost one all-reduce (Shoeybi et al. 2019, arXiv:1909.08053, Section 3). Heads are replicated."""
+"""Tensor parallelism over the mesh axis ``model``: layers are split by columns and by rows in turn, so that
+two layers cost one all-reduce (Shoeybi et al. 2019, arXiv:1909.08053, Section 3). Heads are replicated."""
 
 
 class MLP(nnx.Module):
@@ -44,6 +44,7 @@ class MLP(nnx.Module):
         self.activation = activation
 
     def __call__(self, x: Float[Array, "batch features"]) -> tuple[Float[Array, "batch outputs"], ...]:
+        """The outputs of each task."""
         for layer in self.trunk:
             x = self.activation(layer(x))
         return tuple(head(x) for head in self.heads)

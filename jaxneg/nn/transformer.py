@@ -1,7 +1,7 @@
 """A causal decoder transformer, from a toy to Llama 3.2.
 
-Vaswani et al. 2017 (arXiv:1706.03762) with the choices since: normalisation before each part, root-mean-square
-normalisation (Zhang and Sennrich 2019, arXiv:1910.07467, Eq. 4), rotary positions (Su et al. 2021,
+Vaswani et al. 2017 (arXiv:1706.03762) with the choices since: normalisation before each part, root mean
+square normalisation (Zhang and Sennrich 2019, arXiv:1910.07467, Eq. 4), rotary positions (Su et al. 2021,
 arXiv:2104.09864, Eq. 34), grouped queries (Ainslie et al. 2023, arXiv:2305.13245) and SwiGLU (Shazeer 2020,
 arXiv:2002.05202, Eq. 6).
 """
@@ -34,7 +34,8 @@ TRANSFORMER_RULES = (
     *((rf"blocks/{pattern}", P(None, *spec)) for pattern, spec in _LAYER_RULES),
 )
 """Tensor parallelism over the mesh axis ``model`` (heads, hidden units, vocabulary; Shoeybi et al. 2019,
-arXiv:1909.08053, Section 3) and fully sharded data parallelism over ``data``, whose sizes must divide the shapes."""
+arXiv:1909.08053, Section 3) and fully sharded data parallelism over ``data``; their sizes must divide the
+shapes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,14 +117,16 @@ LLAMA_3_2_1B = TransformerConfig(
     remat=True,
     dtype=jnp.bfloat16,
 )
-"""Shapes of Llama 3.2 1B (Grattafiori et al. 2024, arXiv:2407.21783, and the model card), without the rescaling of
-rotary frequencies that lengthens its context beyond 8192 tokens."""
+"""Shapes of Llama 3.2 1B (Grattafiori et al. 2024, arXiv:2407.21783, and the model card), without the
+rescaling of rotary frequencies that lengthens its context beyond 8192 tokens."""
 
 
 def rotate(
     x: Float[Array, "batch tokens *heads size"], base: float
 ) -> Float[Array, "batch tokens *heads size"]:
-    """Rotary position embedding: the pair ``(x_i, x_{i + size/2})`` at position m turns by ``m base^(-2i/size)``.
+    """Rotary position embedding.
+
+    The pair ``(x_i, x_{i + size/2})`` at position m turns by the angle ``m base^(-2i/size)``.
 
     Args:
       x: Queries or keys.
@@ -175,6 +178,7 @@ class Attention(nnx.Module):
         self.rotary_base = config.rotary_base if config.positions == "rotary" else None
 
     def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
+        """Mixes each token with those before it."""
         key, value = self.key(x), self.value(x)
         batch, tokens, groups, size = key.shape
         query = self.query(x).reshape(batch, tokens, groups, -1, size)
@@ -200,6 +204,7 @@ class FeedForward(nnx.Module):
         self.down = linear(hidden, config.width)
 
     def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
+        """Transforms each token."""
         if self.gate is None:
             return self.down(jax.nn.gelu(self.up(x)))
         return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
@@ -215,6 +220,7 @@ class Block(nnx.Module):
         self.feed_forward = FeedForward(config, rngs)
 
     def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
+        """Updates the residual stream."""
         x = x + self.attention(self.attention_norm(x).astype(x.dtype))
         return x + self.feed_forward(self.feed_forward_norm(x).astype(x.dtype))
 
@@ -246,6 +252,7 @@ class Transformer(nnx.Module):
             )
 
     def __call__(self, tokens: Int[Array, "batch tokens"]) -> Float[Array, "batch tokens vocab"]:
+        """The logits of the next token at each position."""
         table = self.embed.embedding[...]
         table = table.astype(self.config.dtype or table.dtype)
         x = _over_data(table.at[tokens].get(out_sharding=_like(tokens)))
@@ -264,7 +271,7 @@ class Transformer(nnx.Module):
             graph, stacked = nnx.split(self.blocks)
             x, _ = jax.lax.scan(lambda x, block: (run(block, x), None), x, stacked)
         else:
-            for module in self.blocks:
+            for module in self.blocks:  # pyright: ignore[reportGeneralTypeIssues]
                 graph, block = nnx.split(module)
                 x = run(block, x)
         x = self.norm(x).astype(x.dtype)
@@ -276,13 +283,13 @@ class Transformer(nnx.Module):
 def transformer(config: TransformerConfig) -> Model:
     """A causal decoder: the logits at position t depend on the tokens up to t.
 
-    ``x = E[tokens];  x += attention(norm(x)); x += feed_forward(norm(x))  (each block);  logits = norm(x) E^T``
+    ``x = E[tokens];  x += attention(norm(x)), x += feed_forward(norm(x)) (a block);  logits = norm(x) E^T``
 
     Args:
       config: Sizes and choices.
 
     Returns:
-      ``init(key) -> params``; ``apply(params, tokens [batch, tokens])`` gives logits ``[batch, tokens, vocab]``.
+      ``init(key) -> params``; ``apply(params, tokens [batch, tokens])`` gives ``[batch, tokens, vocab]``.
 
     Raises:
       ValueError: For sizes that do not fit each other or choices that do not exist, when ``config`` is made.
@@ -314,6 +321,7 @@ def _like(tokens: Array) -> P | None:
 def _over_data(x: Array) -> Array:
     """Under auto axes, keeps examples apart: left alone, XLA may follow the parameters' shards instead."""
     mesh = jax.sharding.get_abstract_mesh()
-    if "data" not in mesh.axis_names or AxisType.Explicit in mesh.axis_types or x.shape[0] % mesh.shape["data"]:
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    if kinds.get("data") != AxisType.Auto or x.shape[0] % mesh.shape["data"]:
         return x
     return jax.lax.with_sharding_constraint(x, P("data", *[P.UNCONSTRAINED] * (x.ndim - 1)))

@@ -1,8 +1,8 @@
 """Ahead-of-time compilation of a step for chips that are not there.
 
-XLA's TPU compiler runs without a TPU: ``jax.experimental.topologies`` with the ``libtpu`` wheel gives the devices
-of a topology, for which a step is lowered and compiled as it would be on them. The report says what the step
-needs from each chip, and a bound on its time by the roofline model (Williams et al. 2009,
+XLA's TPU compiler runs without a TPU: ``jax.experimental.topologies`` with the ``libtpu`` wheel gives the
+devices of a topology, for which a step is lowered and compiled as it would be on them. The report says what
+the step needs from each chip, and a bound on its time by the roofline model (Williams et al. 2009,
 doi:10.1145/1498765.1498785) with a third ceiling for the chip's links.
 """
 
@@ -44,8 +44,8 @@ class Chip(NamedTuple):
     ici_bandwidth: float
 
 
-# Google Cloud's "System architecture" pages (cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e), which give the links
-# as 1600, 4800 and 3200 Gbit/s a chip; for v4, 6 links of 50 GB/s (Jouppi et al. 2023, arXiv:2304.01433, Table 4).
+# Google Cloud's "System architecture" pages (cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e), which give the
+# links as 1600, 4800 and 3200 Gbit/s a chip; v4 has 6 links of 50 GB/s (Jouppi 2023, arXiv:2304.01433).
 CHIPS = {
     "TPU v4": Chip("v4", 275e12, 32 * 2**30, 1200e9, 300e9),
     "TPU v5 lite": Chip("v5e", 197e12, 16 * 2**30, 819e9, 200e9),
@@ -90,8 +90,9 @@ class CompileReport:
       topology: The topology compiled for.
       chip: The chip's constants, or ``None`` for a device that is not in ``CHIPS``.
       mesh: Sizes of the mesh axes.
+      flops: Floating-point operations: XLA's count, which counts the body of a loop once, and no less than an
+        even share of the matrix multiplications of the whole program.
       hbm: Bytes of arguments, outputs that are not donated arguments, and temporaries.
-      flops: Floating-point operations.
       bytes_accessed: Bytes between chip and memory. XLA counts the body of a loop once.
       collectives: Bytes by kind of collective, see :func:`collective_bytes`.
       fits: Whether the compiler found room in the chip's memory; ``None`` without a known chip.
@@ -101,12 +102,12 @@ class CompileReport:
     topology: str
     chip: Chip | None
     mesh: dict[str, int]
-    hbm: float
     flops: float
-    bytes_accessed: float
-    collectives: dict[str, int]
-    fits: bool | None
-    notes: tuple[str, ...]
+    hbm: float = math.nan
+    bytes_accessed: float = math.nan
+    collectives: dict[str, int] = dataclasses.field(default_factory=dict)
+    fits: bool | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def ceilings(self) -> dict[str, float]:
@@ -186,18 +187,7 @@ def compile_for(target: Target, topology: str = "v5e:16x16") -> CompileReport:
     )
     traced = sharded.trace(target.state, target.batch)
     chip = CHIPS.get(devices[0].device_kind)
-    flops = matmul_flops(traced.jaxpr) / mesh.size
-    report = CompileReport(
-        topology=topology,
-        chip=chip,
-        mesh=dict(mesh.shape),
-        hbm=math.nan,
-        flops=flops,
-        bytes_accessed=math.nan,
-        collectives={},
-        fits=False,
-        notes=(),
-    )
+    report = CompileReport(topology, chip, dict(mesh.shape), flops=matmul_flops(traced.jaxpr) / mesh.size)
     try:
         with jax.set_mesh(mesh), _uncached():
             compiled = traced.lower().compile()
@@ -206,21 +196,23 @@ def compile_for(target: Target, topology: str = "v5e:16x16") -> CompileReport:
             raise
         needed = re.search(r"\(([\d.]+)G\) exceeds", str(error))
         hbm = float(needed[1]) * 2**30 if needed else math.nan
-        return dataclasses.replace(report, hbm=hbm, notes=(str(error).splitlines()[0],))
+        return dataclasses.replace(report, hbm=hbm, fits=False, notes=(str(error).splitlines()[0],))
 
-    memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
+    memory: Any = compiled.memory_analysis()
+    cost: Any = compiled.cost_analysis()
+    text = compiled.as_text() or ""
     hbm = memory.argument_size_in_bytes + memory.output_size_in_bytes
     hbm += memory.temp_size_in_bytes - memory.alias_size_in_bytes
     collectives, unknown_loops = _collectives(text)
     notes = []
-    if "while(" in text:
+    if " while(" in text:
         notes.append("memory time is a lower bound: XLA counts the bytes of a loop's body once")
     if unknown_loops:
         notes.append(f"collectives in {unknown_loops} loops of unknown length are counted once")
     return dataclasses.replace(
         report,
         hbm=hbm,
-        flops=max(cost.get("flops", 0.0), flops),
+        flops=max(cost.get("flops", 0.0), report.flops),
         bytes_accessed=cost.get("bytes accessed", math.nan),
         collectives=_by_kind(collectives),
         fits=hbm <= chip.hbm if chip else None,
@@ -229,10 +221,10 @@ def compile_for(target: Target, topology: str = "v5e:16x16") -> CompileReport:
 
 
 def collective_bytes(hlo_text: str) -> dict[str, int]:
-    """Bytes that a compiled program's collectives carry, for each device, by kind.
+    r"""Bytes that a compiled program's collectives carry, for each device, by kind.
 
     An operation counts with the larger of its operands and its results: an all-gather with what it gathers, a
-    reduce-scatter with what it reduces. In a loop it counts as often as the loop runs, where the program says so.
+    reduce-scatter with what it reduces. In a loop it counts as often as the loop runs, if that can be read.
 
     Args:
       hlo_text: Optimized HLO, as ``compiled.as_text()`` gives it.
@@ -242,7 +234,7 @@ def collective_bytes(hlo_text: str) -> dict[str, int]:
 
     Example:
       >>> from jaxneg.train import collective_bytes
-      >>> text = "ENTRY %main () -> f32[4] {\\n  %r = f32[4]{0} all-reduce(%x), to_apply=%add\\n}"
+      >>> text = "ENTRY %main () -> f32[4] {\n  %r = f32[4]{0} all-reduce(%x), to_apply=%add\n}"
       >>> collective_bytes(text)["all-reduce"]
       16
     """
@@ -355,12 +347,12 @@ def _bytes(shape: str) -> int:
     return total
 
 
-def matmul_flops(jaxpr: ClosedJaxpr | Jaxpr) -> int:
-    """Floating-point operations of a program's matrix multiplications and convolutions, loops counted in full.
+def matmul_flops(jaxpr: Any) -> int:
+    """Floating-point operations of a program's matrix products and convolutions, loops counted in full.
 
     Args:
-      jaxpr: The program, before it is partitioned; of a ``while`` of unknown length one turn counts, of a
-        ``cond`` the dearest branch.
+      jaxpr: The program, before it is partitioned. Of a ``while`` loop one turn counts, of a ``cond`` the
+        dearest branch.
 
     Returns:
       Twice the number of multiplications.
@@ -373,32 +365,30 @@ def matmul_flops(jaxpr: ClosedJaxpr | Jaxpr) -> int:
     """
     total = 0
     for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-        name, size = eqn.primitive.name, math.prod(eqn.outvars[0].aval.shape) if eqn.outvars else 0
+        name, params = eqn.primitive.name, eqn.params
         if name == "dot_general":
-            (contracted, _), _ = eqn.params["dimension_numbers"]
-            total += 2 * size * math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
+            (contracted, _), _ = params["dimension_numbers"]
+            depth = math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
+            total += 2 * depth * math.prod(eqn.outvars[0].aval.shape)
         elif name == "conv_general_dilated":
-            kernel, numbers = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"]
-            total += 2 * size * math.prod(kernel) // kernel[numbers.rhs_spec[0]]
+            kernel, out_features = eqn.invars[1].aval.shape, params["dimension_numbers"].rhs_spec[0]
+            total += 2 * math.prod(kernel) // kernel[out_features] * math.prod(eqn.outvars[0].aval.shape)
         else:
-            leaves = jax.tree.leaves(eqn.params, is_leaf=lambda x: isinstance(x, Jaxpr | ClosedJaxpr))
-            inner = [matmul_flops(x) for x in leaves if isinstance(x, Jaxpr | ClosedJaxpr)]
-            devices = eqn.params["mesh"].size if name == "shard_map" else 1
-            counted = max(inner, default=0) if name == "cond" else sum(inner)
-            total += (
-                counted * eqn.params.get("length", 1) * devices if name in ("scan", "shard_map") else counted
-            )
+            leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, Jaxpr | ClosedJaxpr))
+            inner = [matmul_flops(leaf) for leaf in leaves if isinstance(leaf, Jaxpr | ClosedJaxpr)]
+            times = {"scan": params.get("length"), "shard_map": getattr(params.get("mesh"), "size", 1)}
+            total += (max(inner) if name == "cond" else sum(inner)) * times.get(name, 1)
     return total
 
 
-def _topology_devices(topology: str) -> list[jax.Device]:
+def _topology_devices(topology: str) -> list[Any]:
     if importlib.util.find_spec("libtpu") is None:
         raise ModuleNotFoundError(
             f"Compiling for {topology!r} needs libtpu, the TPU compiler: pip install 'jaxneg[tpu]'"
         )
     with _quiet_libtpu():
         try:
-            # By default the two cores of a v4 chip would be two devices.
+            # By default each of the two cores of a v4 chip is a device.
             options = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
             return list(topologies.get_topology_desc(topology, "tpu", **options).devices)
         except jax.errors.JaxRuntimeError as error:
@@ -411,7 +401,7 @@ def _topology_devices(topology: str) -> list[jax.Device]:
 
 @contextlib.contextmanager
 def _uncached() -> Iterator[None]:
-    """Writes nothing to the compilation cache, from which a program for absent devices cannot be read back."""
+    """Writes nothing to the compilation cache: a program for absent devices cannot be read back from it."""
     option = "jax_persistent_cache_min_compile_time_secs"
     before = getattr(jax.config, option)
     jax.config.update(option, math.inf)
@@ -423,7 +413,7 @@ def _uncached() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet_libtpu() -> Iterator[None]:
-    """Tells libtpu, where there is no TPU, not to search for one, and not to insist on being loaded only once."""
+    """Tells libtpu, where there is no TPU, not to search for one, and that other processes may load it."""
     wanted = {
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         "TPU_ACCELERATOR_TYPE": "v5litepod-256",

@@ -173,29 +173,28 @@ def fit(
         terminations = stack.enter_context(_Terminations(active=run_dir is not None))
         bar = stack.enter_context(_Bar(progress and jax.process_index() == 0, first - 1, steps))
 
-        def require_finite(values: Mapping[str, Any], number: int) -> None:
-            # The loss first: where it is NaN, all the rest is too.
-            for name, value in sorted(values.items(), key=lambda item: item[0] not in ("loss", "losses")):
-                array = np.asarray(value)
-                if jnp.issubdtype(array.dtype, jnp.inexact) and not (finite := np.isfinite(array)).all():
-                    index = tuple(int(i) for i in np.argwhere(~finite)[0]) if array.ndim else None
-                    if checkpoints:
-                        checkpoints.wait()
-                    raise NonFiniteError(name, index, number, checkpoints.latest if checkpoints else None)
+        def require_finite(values: Mapping[str, np.ndarray], number: int) -> None:
+            bad = [name for name, value in values.items() if not np.isfinite(value).all()]
+            if not bad:
+                return
+            name = next((name for name in ("loss", "losses") if name in bad), bad[0])  # all else follows it
+            index = tuple(int(i) for i in np.argwhere(~np.isfinite(values[name]))[0])
+            if checkpoints:
+                checkpoints.wait()
+            raise NonFiniteError(name, index or None, number, checkpoints.latest if checkpoints else None)
 
-        def settle(number: int, metrics: Metrics, evaluates: bool = False) -> Record:
+        def settle(number: int, metrics: Metrics, evaluates: bool = False) -> dict[str, np.ndarray]:
             """Fetches the metrics of a step, checks them, logs them, and shows them."""
-            values = dict(jax.device_get(metrics))
+            values = {name: np.asarray(value) for name, value in metrics.items()}
             require_finite(values, number)
             if evaluates and evaluate is not None:
-                evaluation = jax.device_get(dict(evaluate(state)))
-                values |= {f"eval/{name}": value for name, value in evaluation.items()}
+                values |= {f"eval/{name}": np.asarray(value) for name, value in evaluate(state).items()}
                 require_finite(values, number)
             if best and best[0] not in values and (evaluates or not best[0].startswith("eval/")):
                 raise ValueError(f"best: no metric {best[0]!r} at step {number}, only {sorted(values)}")
             if number % log_every == 0 or number == steps or evaluates:
                 log.write(number, values)
-            bar.update(number, values, rows)
+            bar.update(number, values, batch)
             return values
 
         pending = None
@@ -206,7 +205,6 @@ def fit(
                 raise ValueError(f"data: ended before step {number}; steps is {steps}") from None
             if batch_sharding is not None:
                 batch = global_batch(batch, batch_sharding)
-            rows = next((len(leaf) for leaf in jax.tree.leaves(batch) if np.ndim(leaf)), 1)
             state, metrics = step(state, batch)
             if pending:
                 settle(*pending)
@@ -225,7 +223,7 @@ def fit(
                     raise NonFiniteError(bad[0], None, number, checkpoints.latest)
                 position = iterator.get_state()  # pyright: ignore[reportAttributeAccessIssue]
                 extras = {"data": position, "config": config, "metrics_bytes": log.sync()}
-                scalars = {name: value for name, value in values.items() if np.ndim(value) == 0}
+                scalars = {name: float(value) for name, value in values.items() if value.ndim == 0}
                 checkpoints.save(number, state, extras=extras, metrics=scalars)
             if stops and checkpoints is not None:
                 checkpoints.wait()
@@ -257,7 +255,7 @@ class _Log(AbstractContextManager["_Log"]):
             self._file.seek(size)
             self._events = _events(folder / "tensorboard", first) if tensorboard else None
 
-    def write(self, number: int, values: Mapping[str, Any]) -> None:
+    def write(self, number: int, values: Mapping[str, np.ndarray]) -> None:
         record = {"step": number} | {name: _plain(value) for name, value in values.items()}
         self.history.append(record)
         if self._file is not None:
@@ -269,7 +267,7 @@ class _Log(AbstractContextManager["_Log"]):
                 raise OSError(error.errno, reason, self._file.name) from error
         if self._events is not None:
             for name, value in values.items():
-                for index, element in np.ndenumerate(np.asarray(value, np.float64)):
+                for index, element in np.ndenumerate(value.astype(np.float64)):
                     self._events.add_scalar("/".join([name, *map(str, index)]), element, number)
             (before, then), self._last = self._last, (number, time.perf_counter())
             self._events.add_scalar("steps_per_second", (number - before) / (self._last[1] - then), number)
@@ -334,12 +332,13 @@ class _Bar(AbstractContextManager["_Bar"]):
     def __exit__(self, *exception: object) -> None:
         self._bar.stop()
 
-    def update(self, number: int, values: Mapping[str, Any], rows: int) -> None:
+    def update(self, number: int, values: Mapping[str, np.ndarray], batch: Batch) -> None:
         seconds = time.perf_counter() - self._last[1]
         if seconds < self._interval and number < self._steps:
             return
         rate = (number - self._last[0]) / max(seconds, 1e-9)
         self._last = number, time.perf_counter()
+        rows = next((len(leaf) for leaf in jax.tree.leaves(batch) if np.ndim(leaf)), 1)
         loss = np.ravel(values.get("loss", values.get("losses", ())))
         shown = f"loss {' '.join(f'{x:.4g}' for x in loss[:4])}{' ...' if loss.size > 4 else ''}"
         text = f"{shown}, {rate:.4g} steps/s, {rate * rows:.4g} examples/s"
@@ -418,10 +417,9 @@ def _non_finite(state: TrainState) -> dict[str, Array]:
     return {path_name(p): bad(p, x) for p, x in leaves if jnp.issubdtype(x.dtype, jnp.inexact)}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: np.ndarray) -> Any:
     """A JSON number or list of numbers; a float32 keeps its value exactly."""
-    array = np.asarray(value)
-    return array.astype(np.float64).tolist() if jnp.issubdtype(array.dtype, jnp.floating) else array.tolist()
+    return (value.astype(np.float64) if jnp.issubdtype(value.dtype, jnp.floating) else value).tolist()
 
 
 def _events(folder: Path, first: int) -> Any:

@@ -1,9 +1,9 @@
 """The train step: a pure ``(state, batch) -> (state, metrics)``, and the same step on a mesh.
 
-A scalar loss takes its gradient. A vector of task losses ``L[T]`` takes the Jacobian ``J[t] = dL[t]/dparams`` by
-pulling back the T one-hot cotangents through one shared forward pass; the first link of the optax chain
-aggregates it. Everything that a step needs is in its state, so that a resumed run repeats the run that was
-never stopped: the random key of step n is ``fold_in(state.key, n)``.
+A scalar loss takes its gradient. A vector of task losses ``L[T]`` takes the Jacobian
+``J[t] = dL[t]/dparams`` by pulling back the T one-hot cotangents through one shared forward pass; the first
+link of the optax chain aggregates it. Everything that a step needs is in its state, so that a resumed run
+repeats the run that was never stopped: the random key of step n is ``fold_in(state.key, n)``.
 """
 
 from collections.abc import Callable
@@ -128,13 +128,14 @@ def make_step(
         parameters, which cost one more forward pass.
 
     Returns:
-      ``step(state, batch) -> (state, metrics)``. Metrics: ``loss`` or ``losses [T]``, ``grad_norm`` (``[T]`` for
-      task losses), ``update_norm``, and aux (averaged over microbatches; ``weight`` is summed).
+      ``step(state, batch) -> (state, metrics)``. Metrics: ``loss`` or ``losses [T]``, ``grad_norm`` (``[T]``
+      for task losses), ``update_norm``, and aux (averaged over microbatches; ``weight`` is summed).
 
     Raises:
-      ValueError: For an option that does not exist, T = 0, a loss of higher rank, an empty batch, a batch that
-        does not split into microbatches, aux that hides a metric.
-      TypeError: For a parameter that is not floating-point or not of ``precision.params``, aux that is not a dict.
+      ValueError: For an option that does not exist, T = 0, a loss of higher rank, an empty batch, a batch
+        that does not split into microbatches, aux that hides a metric.
+      TypeError: For a parameter that is not floating-point or not of ``precision.params``, aux that is not a
+        dict.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -197,7 +198,7 @@ def make_step(
 
 
 class ShardedStep:
-    """A compiled step on a mesh. Made by :func:`shard_step`; called as ``state, metrics = step(state, batch)``.
+    """A step on a mesh, compiled when it is first called. Made by :func:`shard_step`.
 
     Attributes:
       mesh: The mesh.
@@ -233,7 +234,7 @@ class ShardedStep:
         return _placed(batch, self.batch_shardings)
 
     def trace(self, state: TrainState, batch: Batch) -> jax.stages.Traced:
-        """The step traced for arguments of these shapes, which may be abstract; lower it in ``jax.set_mesh``."""
+        """The step traced for these shapes, which may be abstract; to be lowered in ``jax.set_mesh``."""
 
         def abstract(x: Array, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
@@ -305,7 +306,7 @@ def shard_step(
 def _accumulated(
     fn: Callable, n: int, params: Params, batch: Batch, key: PRNGKeyArray
 ) -> tuple[Array, dict[str, Array], Params]:
-    """``fn(params, batch, key) -> (loss, aux, grads)`` averaged over n microbatches, weighted by aux["weight"]."""
+    """``fn(params, batch, key) -> (loss, aux, grads)``, averaged over n microbatches by aux["weight"]."""
     if n == 1:
         return fn(params, batch, key)
 
@@ -336,7 +337,7 @@ def _accumulated(
 
 
 def _scaled(weight: Array, tree: Any) -> Any:
-    """``weight * leaf``, from float32 up; a weight for each task meets the leading axis; weight 0 hides a NaN."""
+    """``weight * leaf`` from float32 up, along the leading axis if there are weights; 0 hides a NaN."""
 
     def scale(leaf: ArrayLike) -> Array:
         leaf = jnp.asarray(leaf)
@@ -445,6 +446,6 @@ def _require_like(updates: Any, params: Params) -> None:
     ours, theirs = jax.tree.map(jnp.shape, params), jax.tree.map(jnp.shape, updates)
     if ours != theirs:
         raise ValueError(
-            "tx: expected updates of the parameters' shapes; task losses need an aggregator as the first link "
-            f"of the chain. Expected {ours}, got {theirs}"
+            "tx: expected updates of the parameters' shapes; task losses need an aggregator as the first link"
+            f" of the chain. Expected {ours}, got {theirs}"
         )

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -93,7 +92,7 @@ def unlearning_loss(
     outputs: Mapping[str, Array],
     ref_outputs: Mapping[str, Array],
     cfg: UnlearnConfig,
-) -> tuple[Float[Array, ""], dict[str, Array]]:
+) -> tuple[Float[Array, ""], dict[str, Any]]:
     """The loss of a method by its name.
 
     ``loss = gamma mean_b forget[b] + alpha mean_b retain[b]``; "idk+rt" is one cross-entropy over both parts.
@@ -171,7 +170,7 @@ def unlearning_loss(
 
 def make_unlearn_loss(
     apply: Callable[[Any, Any], Array], cfg: UnlearnConfig
-) -> Callable[[Any, Batch, Array | None], tuple[Array, dict[str, Array]]]:
+) -> Callable[[Any, Batch, Array | None], tuple[Array, dict[str, Any]]]:
     """The loss function of an unlearning step, for ``jaxneg.train.make_step`` or any loop with
     ``value_and_grad``.
 
@@ -202,7 +201,7 @@ def make_unlearn_loss(
     parts = _parts(cfg.method)
     needs = _reference_needs(cfg.method)
 
-    def loss_fn(params: Any, batch: Batch, key: Array | None) -> tuple[Array, dict[str, Array]]:
+    def loss_fn(params: Any, batch: Batch, key: Array | None) -> tuple[Array, dict[str, Any]]:
         del key
         for part in parts:
             _require(batch, part, "batch", cfg.method)

@@ -47,6 +47,13 @@ METHODS = {
 }
 
 
+# Two hundred small programs run once each: the backend need not optimise them.
+JITTED = {
+    name: jax.jit(method, compiler_options={"xla_backend_optimization_level": 0})
+    for name, method in METHODS.items()
+}
+
+
 @pytest.fixture
 def vectors(golden_folder):
     return golden_folder(SYSTEM)
@@ -65,11 +72,8 @@ def _arrays(vectors, file, name):
 
 
 def _weights(method, J, *args, dtype=None):
-    # Operation by operation: compiling two hundred programs would take minutes. That jit gives the same is
-    # tested with the properties.
-    with jax.disable_jit():
-        G = gram(jnp.asarray(J, dtype or J.dtype))
-        return np.asarray(METHODS[method](G, *(jnp.asarray(a) for a in args)), np.float64)
+    G = gram(jnp.asarray(J, dtype or J.dtype))
+    return np.asarray(JITTED[method](G, *(jnp.asarray(a) for a in args)), np.float64)
 
 
 def _apart(a, b):
@@ -343,7 +347,7 @@ def test_libmtl_cagrad(vectors, x64, rescale):
         simplex = vectors["libmtl_stateless"][f"{case}__{name}__weights"]
         lowest = _cagrad_objective(J, _cagrad_simplex(weights), 0.5)
         objectives[case] = abs(_cagrad_objective(J, simplex, 0.5) - lowest) / abs(lowest)
-        # Where the vectors hold no exact minimum (`tiny`), eps rules the objective and SLSQP stays at its start.
+        # Without an exact minimum in the vectors (`tiny`), eps rules and SLSQP stays at its start.
         if f"{case}__cagrad_c0.5_weights" in vectors["exact_weights"]:
             direction = weights @ J / (1, 1.25, 1.5)[rescale]
             directions[case] = _direction_error(case, J, direction, expected)

@@ -199,7 +199,7 @@ def test_rules_reach_every_matrix():
     for config in (SMALL, dataclasses.replace(SMALL, scan=True), CONFIGS["gpt"]):
         params = jax.eval_shape(transformer(config).init, jax.random.key(0))
         specs = partition_specs(params, mesh, TRANSFORMER_RULES)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        for path, _ in jax.tree_util.tree_leaves_with_path(params):
             spec = specs
             for part in path:
                 spec = spec[part.key]

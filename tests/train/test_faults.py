@@ -58,7 +58,7 @@ def start(cache: Path, folder: Path, steps: int = STEPS, pause: float = 0.0) -> 
 def unbroken(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that was never killed."""
     folder = tmp_path_factory.mktemp("unbroken") / "run"
-    assert start(cache, folder).wait(timeout=120) == 0
+    assert start(cache, folder).wait(timeout=300) == 0
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == STEPS
     return folder
 
@@ -101,7 +101,7 @@ def test_a_run_killed_in_a_checkpoint_write_and_at_a_random_moment(cache, unbrok
     time.sleep(random.uniform(0.0, 0.8))
     process.kill()
     process.wait()
-    assert start(cache, tmp_path).wait(timeout=120) == 0
+    assert start(cache, tmp_path).wait(timeout=300) == 0
     assert_same_end(tmp_path, unbroken)
 
 
@@ -122,7 +122,7 @@ def test_a_run_killed_at_twenty_random_moments_ends_like_one_never_killed(cache,
                 kills += process.wait() == -signal.SIGKILL
                 writes += is_writing(folder)
             process = start(cache, folder)
-        assert process.wait(timeout=120) == 0
+        assert process.wait(timeout=300) == 0
         assert_same_end(folder, unbroken)
     assert writes >= 1, "no kill fell into a write"
 
@@ -135,11 +135,11 @@ def test_sigterm_saves_within_its_grace_time_and_exits_with_0(cache, unbroken, t
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=30) == 0
+    assert process.wait(timeout=60) == 0
     last = json.loads(metrics.read_text().splitlines()[-1])["step"]
     assert newest(folder).name == str(last)
     assert 8 <= last < STEPS
-    assert start(cache, folder).wait(timeout=120) == 0
+    assert start(cache, folder).wait(timeout=300) == 0
     assert_same_end(folder, unbroken)
 
 

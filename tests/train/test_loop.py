@@ -109,7 +109,7 @@ def test_metrics_are_fetched_after_the_next_step_is_dispatched():
 
         def __array__(self, dtype=None, copy=None):
             events.append(f"fetch {self.number}")
-            return np.float32(0)
+            return np.zeros(())
 
     def step(state, batch):
         number = int(state.step) + 1

@@ -128,7 +128,7 @@ def test_the_whole_step_sends_a_gram_matrix_more_than_a_mean_of_the_gradients(ex
     mean = optax.stateless(lambda jacobian, _: jax.tree.map(lambda leaf: leaf.mean(0), jacobian))
     shapes = jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0)))
     needed, found = collectives(mean), collectives(multitask("nash"))
-    # Data parallelism sums the rows of each device's shard of the Jacobian, and nothing as large as all of it.
+    # Data parallelism sums each device's shard of the Jacobian, and nothing as large as all of it.
     assert max(c.size for c in needed) > 4 * TASKS * 256 * 256 / AXES["model"]
     assert max(c.size for c in found) < 4 * TASKS * sum(leaf.size for leaf in shapes)
     more = sum(c.size * c.times for c in (found - needed).elements())

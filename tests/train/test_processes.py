@@ -37,7 +37,7 @@ def start(folder: Path, steps: int, pause: float = 0.0) -> list[subprocess.Popen
     ]
 
 
-def finish(processes: list[subprocess.Popen], timeout: float = 120) -> None:
+def finish(processes: list[subprocess.Popen], timeout: float = 300) -> None:
     try:
         assert [process.wait(timeout=timeout) for process in processes] == [0, 0]
     finally:
@@ -89,6 +89,7 @@ def test_checkpoints_of_two_processes_are_read_by_one(script, one, two):
         assert jnp.array_equal(jax.random.key_data(read.state.key), jax.random.key_data(state.key))
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_process_stops_both_and_both_resume(script, tmp_path):
     """Both at the same step; the checkpoint of that step is then damaged, so that the one before is used."""
     processes = start(tmp_path, 2000, pause=0.05)

@@ -139,7 +139,7 @@ def test_value_and_key_reach_the_optimizer():
         return jax.tree.map(lambda g: value * g + 0 * jax.random.normal(key), grads), state
 
     tx = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
-    state, metrics = make_step(scalar_loss, tx)(init_state(network(), tx, KEY), examples())
+    _, metrics = make_step(scalar_loss, tx)(init_state(network(), tx, KEY), examples())
     assert_close(metrics["update_norm"], metrics["loss"] * metrics["grad_norm"])
 
 
@@ -263,12 +263,11 @@ def test_precision_casts_the_initial_parameters():
 
 
 def test_float64_stays_float64(x64):
-    with jax.enable_x64(True):
-        tx = optax.adam(1e-2)
-        params = jax.tree.map(lambda p: np.asarray(p, np.float64), network())
-        batch = {name: x.astype(np.float64) for name, x in examples().items()}
-        state, metrics = make_step(masked_loss, tx, accumulate=2)(init_state(params, tx, KEY), batch)
-        whole, _ = make_step(masked_loss, tx)(init_state(params, tx, KEY), batch)
+    tx = optax.adam(1e-2)
+    params = jax.tree.map(lambda p: np.asarray(p, np.float64), network())
+    batch = {name: x.astype(np.float64) if name != "mask" else x for name, x in examples().items()}
+    state, metrics = make_step(masked_loss, tx, accumulate=2)(init_state(params, tx, KEY), batch)
+    whole, _ = make_step(masked_loss, tx)(init_state(params, tx, KEY), batch)
     assert metrics["loss"].dtype == metrics["grad_norm"].dtype == jnp.float64
     assert_close(state.params, whole.params, rtol=1e-12, atol=1e-12)
 
@@ -441,5 +440,5 @@ def test_the_next_batch_may_have_another_size_that_divides():
     state, step = init_state(network(), tx, KEY), make_step(scalar_loss, tx)
     sharded = shard_step(step, make_mesh({"data": 8}), state, examples(16))
     state, _ = sharded(sharded.place_state(state), examples(8))
-    with pytest.raises(ValueError, match="divi[ds]"):
+    with pytest.raises(ValueError, match=r"divi[ds]"):
         sharded(state, examples(9))
