@@ -45,7 +45,7 @@ def golden(request: pytest.FixtureRequest) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def golden_folder():
-    """``golden_folder(system)``: every golden file of a system, by stem, for tests that need several at once."""
+    """``golden_folder(system)``: every golden file of a system, by stem, for tests that need several."""
 
     def load(system: str) -> dict[str, dict[str, np.ndarray]]:
         folder = GOLDENS / system

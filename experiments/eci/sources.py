@@ -143,17 +143,17 @@ def _bm25(tokens: list[list[str]], query_tokens: list[list[str]]) -> np.ndarray:
 
 
 def _overlap(tokens: list[list[str]], query_tokens: list[list[str]]) -> np.ndarray:
-    docs = token_ids(tokens)
-    queries = token_ids(query_tokens, docs.vocabulary).ids
-    frequency = np.zeros(len(docs.vocabulary))
+    vocabulary = token_ids([*tokens, *query_tokens]).vocabulary
+    docs, queries = (jnp.asarray(token_ids(rows, vocabulary).ids) for rows in (tokens, query_tokens))
+    frequency = np.zeros(len(vocabulary))
     for row in tokens:
-        frequency[[docs.vocabulary[token] for token in set(row)]] += 1
+        frequency[[vocabulary[token] for token in set(row)]] += 1
     idf = jnp.asarray(np.log1p(len(tokens) / (1.0 + frequency)), jnp.float32)
 
     def of_query(row: Int[Array, "length"]) -> Float[Array, "documents"]:
-        return lexical_overlap(jnp.broadcast_to(row, (len(tokens), row.size)), jnp.asarray(docs.ids), idf)
+        return lexical_overlap(jnp.broadcast_to(row, (len(tokens), row.size)), docs, idf)
 
-    return np.asarray(jax.lax.map(of_query, jnp.asarray(queries)))
+    return np.asarray(jax.lax.map(of_query, queries))
 
 
 def negative_sources(

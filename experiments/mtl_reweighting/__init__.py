@@ -6,24 +6,22 @@ Four parts, each in its own file:
 2. `gradnorm_toy`: regression tasks that differ in scale (GradNorm), trained through the engine;
 3. `solver_accuracy`: residuals of the Nash-MTL and FairGrad equations on hard Jacobians;
 4. `tables`: real multi-target tables, trained through the engine, without a claim.
+
+`pod` is the step that is compiled for chips that are not there.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec as P
 from numpy.typing import ArrayLike
 
 from experiments.claims import AtLeast, AtMost, Claim, Within
 from experiments.mtl_reweighting import gradnorm_toy, solver_accuracy, tables, toy
 from experiments.mtl_reweighting.delta import increases
-from experiments.mtl_reweighting.methods import weighted_step
-from experiments.mtl_reweighting.network import RULES, init_network, is_trunk, squared_errors
+from experiments.mtl_reweighting.pod import nash_step_target
 from experiments.run_dir import Outcome, RunDir, Table
-from jaxneg.train import Target, init_state
+from jaxneg.train import Target
 
 
 @dataclass(frozen=True)
@@ -391,33 +389,14 @@ def _tables(config: Config, run_dir: RunDir) -> Outcome:
 
 
 def compile_target(config: Config) -> Target:
-    """The Nash-MTL step on a network of the pod's size: 8 hidden layers of 16,384 units, 8 tasks, batch 8192.
+    """The Nash-MTL step on a network of a pod's size: 8 hidden layers of 16,384 units, 8 tasks, batch 8192.
 
     Args:
-        config: not read; the two toys fill no chip.
+        config: not read; no network of this experiment fills a chip.
 
     Returns:
         The step and its shapes, for 32 x 8 chips.
     """
     del config
-    features, width, depth, task_count, outputs, batch = 2048, 16_384, 8, 8, 128, 8192
-    step, transform = weighted_step(
-        lambda params, b: squared_errors(params, b["x"], b["y"]), "Nash-MTL", task_count, is_trunk
-    )
-
-    def begin(key: jax.Array):
-        return init_state(init_network(key, features, width, depth, task_count, outputs), transform, key)
-
-    shapes = {
-        "x": jax.ShapeDtypeStruct((batch, features), jnp.float32),
-        "y": jax.ShapeDtypeStruct((batch, task_count, outputs), jnp.float32),
-    }
-    return Target(
-        step=step,
-        state=jax.eval_shape(begin, jax.random.key(0)),
-        batch=shapes,
-        mesh={"data": 32, "model": 8},
-        rules=RULES,
-        fsdp="data",
-        batch_spec=P("data"),
-    )
+    mesh = {"data": 32, "model": 8}
+    return nash_step_target(16_384, 8, tasks=8, batch=8192, mesh=mesh, features=2048, outputs=128)

@@ -29,7 +29,7 @@ from matplotlib.patches import Patch
 from experiments.claims import mean_interval
 from experiments.mtl_reweighting.delta import increases, interval_text
 from experiments.mtl_reweighting.methods import LEARNING_RATE, weighted_step
-from experiments.mtl_reweighting.network import init_network, is_trunk, squared_errors
+from experiments.mtl_reweighting.network import init_network, is_trunk, single_task_networks, squared_errors
 from experiments.run_dir import RunDir, Table
 from jaxneg.train import TrainState, init_state, make_step
 
@@ -92,10 +92,10 @@ def draw_problem(key: jax.Array, sigmas: tuple[float, ...]) -> Problem:
     Returns:
         The problem.
     """
-    common_key, own_key, data_key = jax.random.split(key, 3)
-    common = COMMON_STD * jax.random.normal(common_key, (FEATURES, 1, OUTPUTS))
-    own = OWN_STD * jax.random.normal(own_key, (FEATURES, len(sigmas), OUTPUTS))
-    return Problem((common + own).reshape(FEATURES, -1), jnp.array(sigmas), data_key)
+    key, data_key = jax.random.split(key)
+    normal = jax.random.normal(key, (FEATURES, 1 + len(sigmas), OUTPUTS))
+    maps = COMMON_STD * normal[:, :1] + OWN_STD * normal[:, 1:]
+    return Problem(maps.reshape(FEATURES, -1), jnp.array(sigmas), data_key)
 
 
 def draw_examples(problem: Problem, number: int | Array, size: int) -> dict[str, Float[Array, "size ..."]]:
@@ -153,7 +153,7 @@ def begin_multitask(method: str, sigmas: tuple[float, ...], seeds: int) -> Train
         len(sigmas),
         is_trunk,
     )
-    return _training(step, transform, len(sigmas), seeds)
+    return _training(step, transform, len(sigmas), seeds, apart=False)
 
 
 def begin_single_task(tasks: int, seeds: int) -> Training:
@@ -174,9 +174,7 @@ def begin_single_task(tasks: int, seeds: int) -> Training:
             state, batch["y"]
         )
 
-    training = _training(every_task, transform, 1, seeds)
-    state = jax.tree.map(lambda leaf: jnp.repeat(leaf[:, None], tasks, axis=1), training.state)
-    return training._replace(state=state)
+    return _training(every_task, transform, tasks, seeds, apart=True)
 
 
 def _trained_scales(method: str, sigmas: tuple[float, ...]) -> Float[Array, "tasks"]:
@@ -184,10 +182,16 @@ def _trained_scales(method: str, sigmas: tuple[float, ...]) -> Float[Array, "tas
     return jnp.ones(len(sigmas)) if method == ORACLE else jnp.array(sigmas)
 
 
-def _training(step: Callable, transform: optax.GradientTransformation, heads: int, seeds: int) -> Training:
+def _training(
+    step: Callable, transform: optax.GradientTransformation, tasks: int, seeds: int, apart: bool
+) -> Training:
     def begin(network_key: Array, run_key: Array) -> TrainState:
-        network = init_network(network_key, FEATURES, WIDTH, DEPTH, heads, OUTPUTS)
-        return init_state(network, transform, run_key)
+        network = init_network(network_key, FEATURES, WIDTH, DEPTH, tasks, OUTPUTS)
+        if not apart:
+            return init_state(network, transform, run_key)
+        return jax.vmap(lambda params: init_state(params, transform, run_key))(
+            single_task_networks(network, tasks)
+        )
 
     def advance(state: TrainState, batches: dict[str, Array]) -> TrainState:
         return jax.lax.scan(lambda s, batch: (step(s, batch)[0], None), state, batches)[0]

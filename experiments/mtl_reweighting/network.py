@@ -1,8 +1,9 @@
-"""One trunk for all tasks and a linear head for each: the multi-task network of this experiment.
+"""The multi-task network of this experiment: `jaxneg.nn.mlp` with the heads of all tasks side by side.
 
-    h = relu(... relu(x W_1 + b_1) ... W_depth + b_depth)        prediction of task t = h V_t + c_t
+    h = relu(... relu(x W_1 + b_1) ... W_depth + b_depth)        predictions of all tasks = h V + c
 
-The trunk's leaves are the shared parameters of the multi-task methods; a head sees its own task alone.
+The trunk's leaves are the shared parameters of the multi-task methods; the columns of V that belong to a head
+see its own task alone.
 """
 
 from functools import partial
@@ -13,12 +14,13 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
+from jaxneg.nn import mlp
+
 Params = dict[str, Any]
 
 RULES = (
     (r"trunk/\d*[02468]/kernel$", P("data", "model")),
     (r"trunk/\d*[13579]/kernel$", P("model", "data")),
-    (r"heads/kernel$", P("model", None, None)),
 )
 """Partition of a wide network: layers lie over "model" by columns and by rows in turn."""
 
@@ -43,36 +45,56 @@ def init_network(
         outputs: numbers that a head predicts.
 
     Returns:
-        ``{"trunk": [{"kernel", "bias"}, ...], "heads": {"kernel": [width, tasks, outputs], "bias"}}``.
+        Parameters of `jaxneg.nn.mlp` with one output of all heads together.
 
     Example:
         >>> import jax
-        >>> init_network(jax.random.key(0), 5, 8, 2, tasks=3)["heads"]["kernel"].shape
-        (8, 3, 1)
+        >>> init_network(jax.random.key(0), 5, 8, 2, tasks=3)["heads"]["0"]["kernel"].shape
+        (8, 3)
     """
-    *trunk_keys, head_key = jax.random.split(key, depth + 1)
-    sizes = [features] + [width] * depth
-    trunk = [
-        {"kernel": jax.random.normal(k, (n, m)) * (2 / n) ** 0.5, "bias": jnp.zeros(m)}
-        for k, n, m in zip(trunk_keys, sizes[:-1], sizes[1:], strict=True)
-    ]
-    kernel = jax.random.normal(head_key, (width, tasks, outputs)) * 0.1 / width**0.5
-    return {"trunk": trunk, "heads": {"kernel": kernel, "bias": jnp.zeros((tasks, outputs))}}
+    first_key, hidden_key, head_key = jax.random.split(key, 3)
+    first = jax.random.normal(first_key, (features, width)) * (2 / features) ** 0.5
+    hidden = jax.random.normal(hidden_key, (depth - 1, width, width)) * (2 / width) ** 0.5
+    trunk = [{"kernel": kernel, "bias": jnp.zeros(width)} for kernel in (first, *hidden)]
+    kernel = jax.random.normal(head_key, (width, tasks * outputs)) * 0.1 / width**0.5
+    head = {"kernel": kernel, "bias": jnp.zeros(tasks * outputs)}
+    return {"trunk": {str(i): layer for i, layer in enumerate(trunk)}, "heads": {"0": head}}
 
 
-def predict(params: Params, x: Float[Array, "batch features"]) -> Float[Array, "batch tasks outputs"]:
-    """What every head predicts.
+def single_task_networks(params: Params, tasks: int) -> Params:
+    """A network for each task alone, with the same trunk and its own head: where single-task training begins.
+
+    Args:
+        params: from `init_network`.
+        tasks: heads.
+
+    Returns:
+        The parameters with a leading task axis on every leaf.
+
+    Example:
+        >>> import jax
+        >>> params = init_network(jax.random.key(0), 5, 8, 2, tasks=3, outputs=2)
+        >>> single_task_networks(params, 3)["heads"]["0"]["kernel"].shape
+        (3, 8, 2)
+    """
+    trunk = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (tasks, *leaf.shape)), params["trunk"])
+    heads = jax.tree.map(lambda leaf: jnp.stack(jnp.split(leaf, tasks, axis=-1)), params["heads"])
+    return {"trunk": trunk, "heads": heads}
+
+
+def predict(params: Params, x: Float[Array, "batch features"]) -> Float[Array, "batch tasks_and_outputs"]:
+    """What all heads predict, task by task.
 
     Args:
         params: from `init_network`.
         x: examples.
 
     Returns:
-        Predictions, one row for each example and task.
+        The predictions of an example in one row.
     """
-    for layer in params["trunk"]:
-        x = jax.nn.relu(x @ layer["kernel"] + layer["bias"])
-    return jnp.einsum("bh,hto->bto", x, params["heads"]["kernel"]) + params["heads"]["bias"]
+    trunk, head = params["trunk"], params["heads"]["0"]["kernel"]
+    widths = [trunk[str(i)]["kernel"].shape[1] for i in range(len(trunk))]
+    return mlp(x.shape[1], widths, (head.shape[1],)).apply(params, x)[0]
 
 
 def squared_errors(
@@ -88,4 +110,4 @@ def squared_errors(
     Returns:
         One error for each task, in the square of the target's unit.
     """
-    return jnp.mean((predict(params, x) - y) ** 2, axis=(0, 2))
+    return jnp.mean((predict(params, x).reshape(y.shape) - y) ** 2, axis=(0, 2))

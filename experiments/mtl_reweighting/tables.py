@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from experiments.claims import mean_interval
 from experiments.mtl_reweighting.delta import increases, interval_text
 from experiments.mtl_reweighting.methods import LEARNING_RATE, Step, weighted_step
-from experiments.mtl_reweighting.network import init_network, is_trunk, predict
+from experiments.mtl_reweighting.network import init_network, is_trunk, predict, single_task_networks
 from experiments.mtl_reweighting.parallel import in_parallel
 from experiments.run_dir import RunDir
 from experiments.run_dir import Table as ResultTable
@@ -252,7 +252,7 @@ def losses(
     Returns:
         One loss for each task.
     """
-    outputs = predict(params, batch["x"])[..., 0]
+    outputs = predict(params, batch["x"])
     each = optax.sigmoid_binary_cross_entropy if labels else optax.squared_error
     return jnp.mean(each(outputs, batch["y"]), axis=0)
 
@@ -276,7 +276,7 @@ def errors(
     Returns:
         One error for each task, smaller is better.
     """
-    outputs = predict(params, x)[..., 0]
+    outputs = predict(params, x)
     if labels:
         return jnp.mean((outputs > 0) != (y > 0.5), axis=0)
     return jnp.mean((outputs - y) ** 2, axis=0) / spread**2
@@ -319,7 +319,7 @@ def train_together(
         state, _ = jax.lax.scan(take, state, rows)
         return errors(state.params, split.x_test, split.y_test, split.spread, labels)
 
-    return np.asarray(jax.jit(jax.vmap(one))(*_stacked(splits, recipe, splits[0].y.shape[1])))
+    return np.asarray(jax.jit(jax.vmap(one))(*_stacked(splits, recipe)))
 
 
 def train_apart(splits: list[Split], recipe: Recipe, labels: bool) -> Float[np.ndarray, "seeds tasks"]:
@@ -337,7 +337,7 @@ def train_apart(splits: list[Split], recipe: Recipe, labels: bool) -> Float[np.n
     step = make_step(lambda p, b, _: (losses(p, b, labels).sum(), {}), transform)
 
     def one(seed: Array, network: Any, rows: Array, split: Split) -> Array:
-        def task(y: Array, y_test: Array, spread: Array) -> Array:
+        def task(network: Any, y: Array, y_test: Array, spread: Array) -> Array:
             # In units of its own spread, since there is no other task to compare with.
             alone = split._replace(y=y[:, None] / spread, y_test=y_test[:, None] / spread, spread=jnp.ones(1))
             state = init_state(network, transform, jax.random.key(seed))
@@ -348,9 +348,10 @@ def train_apart(splits: list[Split], recipe: Recipe, labels: bool) -> Float[np.n
             state, _ = jax.lax.scan(take, state, rows)
             return errors(state.params, alone.x_test, alone.y_test, alone.spread, labels)[0]
 
-        return jax.vmap(task, in_axes=(1, 1, 0))(split.y, split.y_test, split.spread)
+        networks = single_task_networks(network, split.y.shape[1])
+        return jax.vmap(task, in_axes=(0, 1, 1, 0))(networks, split.y, split.y_test, split.spread)
 
-    return np.asarray(jax.jit(jax.vmap(one))(*_stacked(splits, recipe, 1)))
+    return np.asarray(jax.jit(jax.vmap(one))(*_stacked(splits, recipe)))
 
 
 def train_through_fit(split: Split, recipe: Recipe, labels: bool, folder: Path, config: dict) -> FitResult:
@@ -371,7 +372,7 @@ def train_through_fit(split: Split, recipe: Recipe, labels: bool, folder: Path, 
     every = max(1, recipe.steps // 4)
     return fit(
         jax.jit(step, donate_argnums=0),
-        init_state(_network(0, split, recipe, split.y.shape[1]), transform, jax.random.key(0)),
+        init_state(_network(0, split, recipe), transform, jax.random.key(0)),
         pipeline({"x": split.x, "y": split.y}, recipe.batch, seed=0),
         steps=recipe.steps,
         run_dir=folder,
@@ -388,14 +389,14 @@ def _step(method: str, split: Split, labels: bool) -> tuple[Step, optax.Gradient
     return weighted_step(lambda p, b: losses(p, b, labels), method, split.y.shape[1], is_trunk)
 
 
-def _network(seed: int, split: Split, recipe: Recipe, heads: int) -> Any:
+def _network(seed: int, split: Split, recipe: Recipe) -> Any:
     key = jax.random.fold_in(jax.random.key(seed), 1)
-    return init_network(key, split.x.shape[1], recipe.width, recipe.depth, heads)
+    return init_network(key, split.x.shape[1], recipe.width, recipe.depth, split.y.shape[1])
 
 
-def _stacked(splits: list[Split], recipe: Recipe, heads: int) -> tuple[Array, Any, Array, Split]:
+def _stacked(splits: list[Split], recipe: Recipe) -> tuple[Array, Any, Array, Split]:
     """For every seed the seed, a first network, the rows of each batch ``[steps, batch]``, and the split."""
-    networks = [_network(seed, split, recipe, heads) for seed, split in enumerate(splits)]
+    networks = [_network(seed, split, recipe) for seed, split in enumerate(splits)]
     rows = []
     for seed, split in enumerate(splits):
         batches = pipeline({"row": np.arange(len(split.x))}, recipe.batch, seed=seed)

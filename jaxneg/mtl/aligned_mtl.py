@@ -30,7 +30,8 @@ def aligned_mtl(
         scale_mode: "min", "median" or "rmse".
 
     Returns:
-        Weights ``[T]``; they may be negative.
+        Weights ``[T]``; they may be negative. As functions of G they have no derivative where eigenvalues
+        coincide (there it is NaN): the scale then has a kink.
 
     Raises:
         ValueError: G not square or T = 0, pref of another shape, or an unknown scale_mode.

@@ -27,8 +27,8 @@ def cagrad(
 
     ``w* = argmin_w w^T b + k sqrt(w^T G w + 1e-8)`` over the simplex, with ``b = G 1/T`` and
     ``k = c sqrt(mean G + 1e-8)``; the weights are ``(1/T + lambda w*) / s`` with
-    ``lambda = (k + 1e-8) / (sqrt(w*^T G w*) + 1e-8)`` and ``s = 1, 1 + c^2, 1 + c`` for rescale 0, 1, 2. One task
-    has weight 1.
+    ``lambda = (k + 1e-8) / (sqrt(w*^T G w*) + 1e-8)`` and ``s = 1, 1 + c^2, 1 + c`` for rescale 0, 1, 2.
+    One task has weight 1.
 
     Args:
         G: ``[T, T]``.

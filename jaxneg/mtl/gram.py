@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-# Up to here, on a single CPU device, the T(T+1)/2 row products are summed in one pass over the Jacobian: a
-# matrix product would first repack its few rows. Partitioned over devices the product is the better program.
-_ONE_PASS_TASKS = 4
+# A CPU's matrix product first repacks both operands, which costs more than the product where rows are few and
+# long: on a single device, up to so many of them are multiplied in blocks that stay in cache.
+_FEW_TASKS = 16
+_BLOCK = 8192
 
 
 def gram(jac: Any) -> Float[Array, "tasks tasks"]:
@@ -170,8 +171,12 @@ def checked_gram(gram_matrix: Float[Array, "tasks tasks"]) -> Float[Array, "task
 def _leaf_gram(leaf: Array) -> Array:
     sharding = _explicit_sharding(leaf)
     if sharding is None:
-        if leaf.shape[0] <= _ONE_PASS_TASKS and jax.device_count() == 1:
-            return jax.lax.platform_dependent(leaf, cpu=_one_pass_gram, default=_products)
+        if (
+            leaf.shape[0] <= _FEW_TASKS
+            and leaf.size >= 2 * _BLOCK * leaf.shape[0]
+            and jax.device_count() == 1
+        ):
+            return jax.lax.platform_dependent(leaf, cpu=_blocked_products, default=_products)
         return _products(leaf)
     if sharding.spec[0] is not None:
         # Rows on different devices have to meet: asked for, because the product alone would be ambiguous.
@@ -197,25 +202,20 @@ def _row_products(left: Array, right: Array, out_sharding: NamedSharding | None 
 
 
 @jax.custom_jvp
-def _one_pass_gram(leaf: Array) -> Array:
-    tasks = leaf.shape[0]
-    rows = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
-    pairs = [(i, j) for i in range(tasks) for j in range(i, tasks)]
-    sums = jax.lax.reduce(
-        tuple(rows[i] * rows[j] for i, j in pairs),
-        (jnp.zeros((), rows.dtype),) * len(pairs),
-        lambda left, right: tuple(a + b for a, b in zip(left, right, strict=True)),
-        tuple(range(leaf.ndim - 1)),
-    )
-    entry = dict(zip(pairs, sums, strict=True))
-    return jnp.stack([jnp.stack([entry[min(i, j), max(i, j)] for j in range(tasks)]) for i in range(tasks)])
+def _blocked_products(leaf: Array) -> Array:
+    rows = leaf.reshape(leaf.shape[0], -1)
+    blocks = rows.shape[1] // _BLOCK
+
+    def add(index: Array, total: Array) -> Array:
+        return total + _products(jax.lax.dynamic_slice_in_dim(rows, index * _BLOCK, _BLOCK, axis=1))
+
+    return jax.lax.fori_loop(0, blocks, add, _products(rows[:, blocks * _BLOCK :]))
 
 
-@_one_pass_gram.defjvp
+@_blocked_products.defjvp
 def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    # A reduction of several operands at once has no transpose; its derivative is written as products.
     cross = _row_products(tangents[0], primals[0])
-    return _one_pass_gram(primals[0]), cross + cross.T
+    return _blocked_products(primals[0]), cross + cross.T
 
 
 def _combine_leaf(weights: Array, leaf: Array) -> Array:

@@ -6,6 +6,7 @@ as in arXiv:2406.16232.
 
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -63,7 +64,21 @@ def imtl_g(G: Float[Array, "tasks tasks"], form: Literal["C", "G"] = "C") -> Flo
     return jnp.where(longest > 0, weights, 1 / tasks)
 
 
+@jax.custom_jvp
 def _pseudo_solve(matrix: Array, right: Array) -> Array:
+    """``M^+ r`` for a symmetric M."""
     values, vectors = jnp.linalg.eigh(matrix)
     kept = jnp.abs(values) > jnp.max(jnp.abs(values)) * matrix.shape[0] * jnp.finfo(matrix.dtype).eps
     return vectors @ (jnp.where(kept, vectors.T @ right / jnp.where(kept, values, 1.0), 0.0))
+
+
+@_pseudo_solve.defjvp
+def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    """At constant rank (Golub & Pereyra 1973, Equation 4.12); eigh's own derivative fails at equal eigenvalues."""
+    (matrix, right), (matrix_change, right_change) = primals, tangents
+    solution = _pseudo_solve(matrix, right)
+    change = matrix_change @ solution
+    outside = matrix_change @ _pseudo_solve(matrix, solution)
+    tangent = _pseudo_solve(matrix, right_change - change)
+    tangent += _pseudo_solve(matrix, _pseudo_solve(matrix, matrix_change @ (right - matrix @ solution)))
+    return solution, tangent + outside - matrix @ _pseudo_solve(matrix, outside)

@@ -95,7 +95,7 @@ def _exact(G: Array) -> tuple[Array, Array]:
     norms = gradient_norms(G)
     zero = norms <= ZERO_GRADIENT * jnp.max(norms)
     # A task without a gradient is the shortest combination by itself.
-    stationary = zero / jnp.maximum(jnp.sum(zero), 1)
+    stationary = zero.astype(weights.dtype) / jnp.maximum(jnp.sum(zero), 1)
     return jnp.where(jnp.any(zero), stationary, weights), iterations
 
 

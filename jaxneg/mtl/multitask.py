@@ -413,7 +413,7 @@ def _uw(init: float = 0.0, optimizer: optax.GradientTransformation | None = None
     optimizer = optax.adam(0.025) if optimizer is None else optimizer
 
     def start(tasks: int) -> UwState:
-        s = jnp.full(tasks, float(init))
+        s = jnp.full(tasks, init, float)
         return UwState(s, optimizer.init(s))
 
     def weigh(asked: _Asked) -> tuple[Array, UwState]:

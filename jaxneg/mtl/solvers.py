@@ -5,8 +5,7 @@ iterations.
 CAGrad).
 - `fair_root`: Newton's method for ``G w = w^(-a)``, ``w > 0`` (Nash-MTL, FairGrad).
 - `nonnegative_minima`: block principal pivoting for quadratic programs over ``y >= 0`` that share their
-matrix
-  (UPGrad, DualProj), after Portugal, Judice & Vicente (1994) and Kim & Park (2011), Algorithm 2.
+  matrix (UPGrad, DualProj), after Portugal, Judice & Vicente (1994) and Kim & Park (2011), Algorithm 2.
 
 Each is differentiable, forwards and backwards, by the implicit function theorem at its solution.
 """
@@ -43,7 +42,8 @@ def simplex_minimum(
     """The minimum of a convex function over the probability simplex, by a primal-dual interior point.
 
     ``min f(x)  s.t.  x >= 0, sum x = 1``. Newton steps on ``grad f - s - y 1 = 0``, ``x_i s_i = 0.1 mu`` with
-    ``mu = x.s / T``, until mu <= 1e-17 (float32) or 1e-26 (float64), at most 30 times. Data should be scaled so that f's gradient is of order one.
+    ``mu = x.s / T``, until mu <= 1e-17 (float32) or 1e-26 (float64), at most 30 times. Data should be scaled
+    so that f's gradient is of order one.
 
     Args:
         derivatives: ``derivatives(x, data) -> (gradient [T], Hessian [T, T])``.
@@ -104,7 +104,9 @@ def _(derivatives: Callable, tasks: int, primals: tuple, tangents: tuple) -> tup
     x, s, iterations = simplex_minimum(derivatives, tasks, data)
     _, hessian = derivatives(x, data)
     _, change = jax.jvp(lambda data: derivatives(x, data)[0], (data,), (data_tangent,))
-    a, e = _kkt_solve(hessian, s / x, jnp.stack([-change, jnp.ones_like(x)], axis=1)).T
+    # Two solves: in one, e would count as depending on the tangent, and the map could not be transposed.
+    a = _kkt_solve(hessian, s / x, -change[:, None])[:, 0]
+    e = _kkt_solve(hessian, s / x, jnp.ones_like(x)[:, None])[:, 0]
     dx = a - jnp.sum(a) / jnp.sum(e) * e
     return (x, s, iterations), (dx, -s / x * dx, _no_tangent())
 

@@ -1,138 +1,168 @@
-"""Gram matrices and combinations: against NumPy, in low precision, and sharded without gathering."""
+"""Gram matrices and combinations: values, precision, sharding, and what crosses the mesh."""
 
-from functools import partial
+import contextlib
+import math
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxneg.mtl import combine, gram, gram_sharded
-from jaxneg.train import collective_bytes, make_mesh
+from jaxneg.mtl import combine, gram, gram_sharded, task_grads
+from jaxneg.mtl.gram import _blocked_products, _products
 
-TASKS = 3
-SPECS = {
-    "parameters": {"kernel": P(None, "data", "model"), "bias": P(None, "model"), "replicated": P()},
-    "tasks": {"kernel": P(None, None, "model"), "bias": P(None, "model"), "replicated": P(None, "data")},
-}
+COLLECTIVE = re.compile(
+    r"= (.*?) (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(?:-start)?\("
+)
 
 
-def jacobian(dtype=np.float32, tasks=TASKS, seed=0):
+def jacobian(tasks, seed=0, dtype=np.float32):
     rng = np.random.default_rng(seed)
-    shapes = {"kernel": (16, 32), "bias": (32,), "replicated": (8,)}
-    return {name: jnp.asarray(rng.normal(size=(tasks, *shape)), dtype) for name, shape in shapes.items()}
+    return {
+        "kernel": jnp.asarray(rng.normal(size=(tasks, 16, 8)), dtype),
+        "bias": jnp.asarray(rng.normal(size=(tasks, 32)), dtype),
+        "scale": jnp.asarray(rng.normal(size=(tasks,)), dtype),
+    }
 
 
-def rows(jac):
+def flat(jac):
     return np.concatenate(
-        [np.asarray(leaf, np.float64).reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(jac)], axis=1
+        [np.asarray(leaf, np.float64).reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(jac)], 1
     )
 
 
-@pytest.mark.parametrize("tasks", [1, 3, 9])
-@pytest.mark.parametrize("jitted", [True, False])
-def test_gram_and_combine_are_the_products(tasks, jitted):
-    jac = jacobian(tasks=tasks)
-    J = rows(jac)
-    weights = jnp.linspace(-1, 2, tasks)
-    G, direction = ((jax.jit(f) if jitted else f)(*a) for f, a in ((gram, (jac,)), (combine, (weights, jac))))
-    np.testing.assert_allclose(G, J @ J.T, rtol=1e-5, atol=1e-4)
-    assert jax.tree.map(jnp.shape, direction) == jax.tree.map(lambda leaf: leaf.shape[1:], jac)
-    expected = np.asarray(weights, np.float64) @ J
-    np.testing.assert_allclose(rows(jax.tree.map(lambda leaf: leaf[None], direction))[0], expected, atol=1e-5)
+def test_gram_and_combination_are_matrix_products():
+    jac = jacobian(3)
+    J, weights = flat(jac), np.array([0.5, -1.0, 2.0])
+    np.testing.assert_allclose(gram(jac), J @ J.T, rtol=1e-5)
+    np.testing.assert_allclose(
+        flat(jax.tree.map(lambda g: g[None], combine(jnp.asarray(weights), jac)))[0],
+        weights @ J,
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
-def test_float64_stays(x64):
-    jac = jacobian(np.float64)
-    J = rows(jac)
-    G = gram(jac)
-    assert G.dtype == jnp.float64
-    np.testing.assert_allclose(G, J @ J.T, rtol=1e-13, atol=1e-12)
-    direction = combine(jnp.ones(TASKS), jac)
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(direction)} == {"float64"}
+@pytest.mark.parametrize("parameters", [8192, 3 * 8192 + 77])
+def test_blocks_are_the_product(parameters):
+    leaf = jnp.asarray(np.random.default_rng(0).normal(size=(3, parameters)), jnp.float32)
+    np.testing.assert_allclose(_blocked_products(leaf), _products(leaf), rtol=1e-5, atol=1e-3)
+
+
+def test_blocks_differentiate_like_the_product():
+    leaf = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2, 9000)), jnp.float32)
+    weights = jnp.arange(9.0).reshape(3, 3)
+    ours, product = (
+        jax.grad(lambda x, f=f: jnp.sum(weights * f(x)))(leaf) for f in (_blocked_products, _products)
+    )
+    np.testing.assert_allclose(ours, product, rtol=1e-5, atol=1e-5)
+
+
+def test_a_lone_device_multiplies_in_blocks(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    leaf = jnp.asarray(np.random.default_rng(0).normal(size=(3, 20000)), jnp.float32)
+    assert "while" in str(jax.make_jaxpr(gram)(leaf)) or "scan" in str(jax.make_jaxpr(gram)(leaf))
+    np.testing.assert_allclose(jax.jit(gram)(leaf), _products(leaf), rtol=1e-5, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_low_precision_is_accumulated_in_float32(dtype):
-    # 4,097 ones: bfloat16 and float16 cannot even count them.
-    jac = {"w": jnp.ones((2, 4097), dtype)}
-    G = gram(jac)
-    assert G.dtype == jnp.float32
-    np.testing.assert_array_equal(G, 4097)
-    # 1,024 tasks of weight one, rounded once at the end.
-    direction = combine(jnp.ones(1024), {"w": jnp.ones((1024, 2), dtype)})["w"]
-    assert direction.dtype == dtype
-    np.testing.assert_array_equal(direction, 1024)
+def test_half_precision_is_accumulated_in_float32(dtype):
+    rows = jnp.full((2, 20000), 0.1, dtype)
+    exact = 20000 * float(rows[0, 0]) ** 2
+    for product in (gram, _products, _blocked_products):
+        assert product(rows).dtype == jnp.float32
+        np.testing.assert_allclose(product(rows), exact, rtol=1e-4)
+    combined = combine(jnp.array([1.0, 2.0]), rows)
+    assert combined.dtype == dtype
+    np.testing.assert_allclose(np.asarray(combined, np.float32), 3 * float(rows[0, 0]), rtol=1e-2)
 
 
-def test_gradient_of_the_gram_matrix():
-    jac = jacobian()
-    cotangent = jnp.arange(9.0).reshape(3, 3)
-    gradient = jax.grad(lambda jac: jnp.sum(cotangent * gram(jac)))(jac)
-    expected = np.asarray(cotangent + cotangent.T) @ rows(jac)
-    np.testing.assert_allclose(rows(gradient), expected, rtol=1e-4, atol=1e-4)
+def test_float64_stays(x64):
+    jac = jacobian(3, dtype=np.float64)
+    assert gram(jac).dtype == jnp.float64
+    np.testing.assert_allclose(gram(jac), flat(jac) @ flat(jac).T, rtol=1e-13)
+    assert combine(jnp.ones(3), jac)["bias"].dtype == jnp.float64
 
 
-def test_a_batch_of_jacobians():
-    batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(jacobian(seed=n) for n in range(4)))
-    together = jax.jit(jax.vmap(gram))(batch)
-    for n in range(4):
-        np.testing.assert_allclose(together[n], gram(jacobian(seed=n)), rtol=1e-5, atol=1e-4)
+SPECS = {
+    "both axes": {"kernel": P(None, "data", "model"), "bias": P(None, "model"), "scale": P()},
+    "one axis over all": {
+        "kernel": P(None, ("data", "model")),
+        "bias": P(None, ("data", "model")),
+        "scale": P(),
+    },
+    "replicated": {"kernel": P(), "bias": P(), "scale": P()},
+    "task axis": {"kernel": P("data", None, "model"), "bias": P("data"), "scale": P("data")},
+}
 
 
-def placed(jac, mesh, specs):
-    return {name: jax.device_put(leaf, NamedSharding(mesh, specs[name])) for name, leaf in jac.items()}
+@pytest.mark.parametrize("inside_mesh", [False, True])
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("name", SPECS)
+def test_sharded_is_unsharded(name, axis_type, inside_mesh):
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(axis_type,) * 2)
+    tasks = 4
+    jac = jacobian(tasks)
+    J, weights = flat(jac), jnp.arange(1.0, tasks + 1)
+    sharded = {
+        leaf: jax.device_put(jac[leaf], NamedSharding(mesh, spec)) for leaf, spec in SPECS[name].items()
+    }
+    with jax.set_mesh(mesh) if inside_mesh else contextlib.nullcontext():
+        matrix = jax.jit(gram)(sharded)
+        combined = jax.jit(combine)(weights, sharded)
+    np.testing.assert_allclose(matrix, J @ J.T, rtol=1e-5, atol=1e-5)
+    expected = combine(weights, jac)
+    for leaf in jac:
+        np.testing.assert_allclose(combined[leaf], expected[leaf], rtol=1e-5, atol=1e-5)
+        if name != "task axis":
+            kept = NamedSharding(mesh, P(*SPECS[name][leaf][1:]))
+            assert combined[leaf].sharding.is_equivalent_to(kept, combined[leaf].ndim)
 
 
-@pytest.mark.parametrize("explicit", [False, True], ids=["auto", "explicit"])
-@pytest.mark.parametrize("layout", SPECS)
-def test_sharded_is_unsharded_and_sends_only_the_gram_matrix(layout, explicit):
-    mesh = make_mesh({"data": 2, "model": 4}, explicit=explicit)
-    jac, specs = jacobian(), SPECS[layout]
-    sharded = placed(jac, mesh, specs)
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("tasks", [3, 9])
+def test_collectives_carry_only_the_gram_matrix(tasks, axis_type):
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(axis_type,) * 2)
+    spec = NamedSharding(mesh, P(None, "data", "model"))
+    jac = [jax.device_put(jnp.ones((tasks, 64, 128)), spec) for _ in range(3)]
 
-    def both(weights, jac):
-        return gram(jac), combine(weights, jac)
+    def aggregate(jac):
+        return combine(jnp.sum(gram(jac), axis=0), jac)
 
-    weights = jnp.array([1.0, -2.0, 0.5])
-    with jax.set_mesh(mesh):
-        compiled = jax.jit(both).lower(weights, sharded).compile()
-        G, direction = compiled(weights, sharded)
-    expected, expected_direction = both(weights, jac)
-    np.testing.assert_allclose(G, expected, rtol=1e-5, atol=1e-4)
-    for name, leaf in direction.items():
-        np.testing.assert_allclose(leaf, expected_direction[name], rtol=1e-5, atol=1e-5)
-        # Each device has combined its own block.
-        assert leaf.sharding.is_equivalent_to(NamedSharding(mesh, P(*specs[name][1:])), leaf.ndim)
-    moved = sum(collective_bytes(compiled.as_text()).values())
-    assert 0 < moved <= len(jac) * TASKS**2 * 4
+    text = jax.jit(aggregate).lower(jac).compile().as_text()
+    moved = [sum(_sizes(shapes)) for shapes, _ in COLLECTIVE.findall(text)]
+    assert moved, "nothing crossed the mesh: the Gram matrix cannot be complete"
+    # One matrix for each leaf and mesh axis at most; a gathered leaf would be 8192 T.
+    assert sum(moved) <= 3 * 2 * tasks**2
 
 
-@pytest.mark.parametrize("explicit", [False, True], ids=["auto", "explicit"])
-def test_tasks_on_different_devices(explicit):
-    mesh = make_mesh({"data": 2, "model": 4}, explicit=explicit)
-    jac = jacobian(tasks=4)
-    specs = {"kernel": P("model", "data"), "bias": P("model"), "replicated": P("data")}
-    with jax.set_mesh(mesh):
-        G = jax.jit(gram)(placed(jac, mesh, specs))
-    np.testing.assert_allclose(G, gram(jac), rtol=1e-5, atol=1e-4)
+def _sizes(shapes):
+    return [
+        math.prod(int(n) for n in dims.split(",") if n) for dims in re.findall(r"\w+\[([\d,]*)\]", shapes)
+    ]
 
 
 def test_gram_inside_shard_map():
-    mesh = make_mesh({"data": 2, "model": 4})
-    jac = jacobian()
-    specs = {
-        "kernel": P(None, "data", "model"),
-        "bias": P(None, ("data", "model")),
-        "replicated": P(None, ("data", "model")),
-    }
+    mesh = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Auto,))
+    J = jnp.asarray(np.random.default_rng(0).normal(size=(3, 64)), jnp.float32)
     inside = jax.shard_map(
-        partial(gram_sharded, axis_name=("data", "model")), mesh=mesh, in_specs=(specs,), out_specs=P()
+        lambda block: gram_sharded({"w": block}, "model"), mesh=mesh, in_specs=P(None, "model"), out_specs=P()
     )
-    compiled = jax.jit(inside).lower(placed(jac, mesh, specs)).compile()
-    np.testing.assert_allclose(compiled(placed(jac, mesh, specs)), gram(jac), rtol=1e-5, atol=1e-4)
-    moved = collective_bytes(compiled.as_text())
-    assert 0 < moved["all-reduce"] <= 2 * TASKS**2 * 4
-    assert sum(moved.values()) == moved["all-reduce"]
+    np.testing.assert_allclose(jax.jit(inside)(J), J @ J.T, rtol=1e-5, atol=1e-5)
+
+
+def test_task_grads_on_an_explicit_mesh():
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
+    params = jax.device_put(jnp.arange(8.0), NamedSharding(mesh, P("model")))
+
+    def losses(params, batch):
+        return jnp.stack([jnp.sum(params**2), jnp.sum(jnp.sin(params)) * batch])
+
+    with jax.set_mesh(mesh):
+        for chunk_size in (None, 1):
+            _, jac = jax.jit(lambda p, c=chunk_size: task_grads(losses, p, 2.0, chunk_size=c))(params)
+            np.testing.assert_allclose(jac[0], 2 * np.arange(8.0), rtol=1e-6)
+            np.testing.assert_allclose(jac[1], 2 * np.cos(np.arange(8.0)), rtol=1e-5, atol=1e-6)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize, nnls
 
@@ -16,7 +16,7 @@ TASKS = 3
 CAGRAD_C = 0.4
 METHODS = {
     "mgda": mgda,
-    "mgda loss+": partial(mgda, normalizer="l2"),
+    "mgda l2": partial(mgda, normalizer="l2"),
     "cagrad": partial(cagrad, c=CAGRAD_C),
     "cagrad fast": partial(cagrad, solver="fast"),
     "imtl_g": imtl_g,
@@ -29,9 +29,10 @@ METHODS = {
 PCGRAD = partial(pcgrad, orders=jnp.array([[1, 2, 0], [2, 0, 1], [0, 1, 2]]))
 ALL = METHODS | {"pcgrad": PCGRAD}
 # How the weights change with the scale of one gradient, w_i -> w_i s^k: directions that do not see lengths.
-INVARIANT = {"mgda loss+": -1, "nash": -1}
+INVARIANT = {"mgda l2": -1, "nash": -1}
 
-FEW = settings(max_examples=8, deadline=None, derandomize=True)
+# The fixture x64 may stay entered from one example to the next.
+FEW = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SEEDS = st.integers(0, 2**31)
 
 
@@ -42,7 +43,7 @@ def jitted(name):
 
 
 def jacobian(seed, tasks=TASKS, parameters=8):
-    """Gradients in conflict, their lengths within a factor of ten or so, far from a Pareto-stationary point."""
+    """Gradients that disagree, their lengths within a factor of ten, far from a Pareto-stationary point."""
     rng = np.random.default_rng(seed)
     shared = rng.normal(size=parameters)
     rows = rng.normal(size=(tasks, parameters)) + rng.uniform(0, 1) * shared
@@ -51,13 +52,6 @@ def jacobian(seed, tasks=TASKS, parameters=8):
 
 def weights_of(name, J, dtype=None):
     return np.asarray(jitted(name)(jnp.asarray(J @ J.T, dtype)), np.float64)
-
-
-@pytest.fixture(scope="module")
-def double():
-    """Float64 throughout; a fixture of the module because hypothesis runs a test many times in one."""
-    with jax.enable_x64(True):
-        yield
 
 
 # --- brute force -------------------------------------------------------------------------------------------
@@ -72,7 +66,7 @@ def simplex_grid(points):
 
 @FEW
 @given(SEEDS)
-def test_mgda_is_the_shortest_combination(double, seed):
+def test_mgda_is_the_shortest_combination(x64, seed):
     J = jacobian(seed)
     weights = weights_of("mgda", J)
     assert weights.min() >= 0
@@ -89,7 +83,7 @@ def test_mgda_is_the_shortest_combination(double, seed):
 
 @FEW
 @given(SEEDS)
-def test_cagrad_is_the_minimum_of_its_dual(double, seed):
+def test_cagrad_is_the_minimum_of_its_dual(x64, seed):
     J = jacobian(seed)
     G = J @ J.T
     radius = CAGRAD_C * np.sqrt(G.mean() + 1e-8) + 1e-8
@@ -118,7 +112,7 @@ def test_cagrad_is_the_minimum_of_its_dual(double, seed):
 
 @FEW
 @given(SEEDS)
-def test_upgrad_and_dualproj_by_nonnegative_least_squares(double, seed):
+def test_upgrad_and_dualproj_by_nonnegative_least_squares(x64, seed):
     J = jacobian(seed)
     G = J @ J.T
     root = np.linalg.cholesky(G / np.trace(G) + 1e-4 * np.eye(TASKS)).T
@@ -133,7 +127,7 @@ def test_upgrad_and_dualproj_by_nonnegative_least_squares(double, seed):
 
 @FEW
 @given(SEEDS, st.sampled_from([("nash", 1.0), ("fairgrad 2", 2.0)]))
-def test_fair_equation(double, seed, case):
+def test_fair_equation(x64, seed, case):
     name, alpha = case
     J = jacobian(seed)
     weights = weights_of(name, J)
@@ -143,7 +137,7 @@ def test_fair_equation(double, seed, case):
 
 @FEW
 @given(SEEDS)
-def test_imtl_g_projects_equally(double, seed):
+def test_imtl_g_projects_equally(x64, seed):
     J = jacobian(seed)
     weights = weights_of("imtl_g", J)
     projections = J @ (weights @ J) / np.linalg.norm(J, axis=1)
@@ -153,7 +147,7 @@ def test_imtl_g_projects_equally(double, seed):
 
 @FEW
 @given(SEEDS)
-def test_aligned_gradients_are_orthogonal_and_equally_long(double, seed):
+def test_aligned_gradients_are_orthogonal_and_equally_long(x64, seed):
     """Task by task: the preference of one task alone gives that task's aligned gradient."""
     J = jacobian(seed)
     G = jnp.asarray(J @ J.T)
@@ -167,7 +161,7 @@ aligned_by_preference = jax.jit(aligned_mtl)
 
 @FEW
 @given(SEEDS)
-def test_pcgrad_by_projection_of_vectors(double, seed):
+def test_pcgrad_by_projection_of_vectors(x64, seed):
     J = jacobian(seed)
     orders = np.random.default_rng(seed).permuted(np.tile(np.arange(TASKS), (TASKS, 1)), axis=1)
     direction = np.zeros(J.shape[1])
@@ -185,7 +179,7 @@ pcgrad_by_orders = jax.jit(pcgrad)
 
 
 @pytest.mark.parametrize("name", ["mgda", "cagrad", "nash", "fairgrad 2", "upgrad", "dualproj"])
-def test_residuals_are_reported(double, name):
+def test_residuals_are_reported(x64, name):
     G = jnp.asarray(jacobian(7) @ jacobian(7).T)
     weights, info = jax.jit(partial(METHODS[name], return_info=True))(G)
     np.testing.assert_allclose(weights, weights_of(name, jacobian(7)), rtol=1e-6)
@@ -199,7 +193,7 @@ def test_residuals_are_reported(double, name):
 @pytest.mark.parametrize("name", METHODS)
 @FEW
 @given(SEEDS, st.permutations(range(TASKS)))
-def test_the_order_of_tasks_does_not_matter(double, name, seed, order):
+def test_the_order_of_tasks_does_not_matter(x64, name, seed, order):
     J = jacobian(seed)
     weights, permuted = weights_of(name, J), weights_of(name, J[order])
     np.testing.assert_allclose(permuted, weights[order], atol=1e-7 * np.abs(weights).max())
@@ -208,7 +202,7 @@ def test_the_order_of_tasks_does_not_matter(double, name, seed, order):
 @pytest.mark.parametrize("name", INVARIANT)
 @FEW
 @given(SEEDS, st.lists(st.floats(0.1, 10), min_size=TASKS, max_size=TASKS))
-def test_the_lengths_of_gradients_do_not_matter(double, name, seed, scales):
+def test_the_lengths_of_gradients_do_not_matter(x64, name, seed, scales):
     J, scales = jacobian(seed), np.array(scales)
     direction = weights_of(name, J) @ J
     scaled = weights_of(name, scales[:, None] * J) @ (scales[:, None] * J)
@@ -218,7 +212,7 @@ def test_the_lengths_of_gradients_do_not_matter(double, name, seed, scales):
 @pytest.mark.parametrize("name", ["mgda", "imtl_g", "aligned_mtl", "upgrad", "dualproj", "pcgrad"])
 @FEW
 @given(SEEDS, st.floats(0.05, 20))
-def test_weights_do_not_see_a_common_scale(double, name, seed, scale):
+def test_weights_do_not_see_a_common_scale(x64, name, seed, scale):
     J = jacobian(seed)
     weights = weights_of(name, J)
     np.testing.assert_allclose(weights_of(name, scale * J), weights, atol=1e-8 * np.abs(weights).max())
@@ -252,7 +246,7 @@ def test_bfloat16_jacobian_is_close(name):
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("mode", ["reverse", "forward"])
-def test_derivatives_are_those_of_finite_differences(double, name, mode):
+def test_derivatives_are_those_of_finite_differences(x64, name, mode):
     rng = np.random.default_rng(0)
     J, change, cotangent = jacobian(3), rng.normal(size=(TASKS, 8)), rng.normal(size=TASKS)
 
@@ -271,14 +265,22 @@ def test_derivatives_are_those_of_finite_differences(double, name, mode):
 
 
 @pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("case", ["zero", "zero row", "identical", "opposite"])
+def test_single_precision_stays_where_double_is_enabled(x64, name):
+    assert jax.eval_shape(ALL[name], jnp.eye(TASKS, dtype=jnp.float32)).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("case", ["zero", "zero row", "identical", "opposite", "orthonormal"])
 def test_derivatives_stay_finite(name, case):
+    if name.startswith("aligned_mtl") and case in ("zero", "orthonormal"):
+        pytest.skip("where eigenvalues coincide, the scale of Aligned-MTL has a kink: there is no derivative")
     J = jacobian(1)
     J = {
         "zero": 0 * J,
         "zero row": J * np.array([[1], [1], [0]]),
         "identical": np.repeat(J[:1], TASKS, axis=0),
         "opposite": np.stack([J[0], -J[0], J[1]]),
+        "orthonormal": np.eye(TASKS, J.shape[1]),
     }[case]
     gradient = finite_gradient(name)(jnp.asarray(J, jnp.float32))
     assert np.all(np.isfinite(gradient))

@@ -1,0 +1,128 @@
+"""Scalarisers, dynamic weight averaging and metrics against official code and published tables."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxneg.mtl import (
+    delta_m,
+    delta_p_metric,
+    delta_p_task,
+    dwa_weights,
+    famo_init,
+    famo_loss,
+    famo_update,
+    gls,
+    mean_rank,
+    rlw_weights,
+    si,
+    uw,
+)
+
+# Arrays of methods that come later.
+LATER = re.compile(
+    r"(hp_(?!dwa)|(dbmtl|moco|excess|sdm|modo|gradnorm|imtl)_|J$|losses$)|(imtll|stch)_|__(pref|ref)$"
+)
+
+
+class Checked:
+    """The arrays of a file by case, and which of them a test has looked at."""
+
+    def __init__(self, arrays):
+        self.arrays, self.seen = arrays, set()
+
+    def get(self, name):
+        if name not in self.arrays:
+            return None
+        self.seen.add(name)
+        return self.arrays[name]
+
+    def assert_all_seen(self):
+        left = [name for name in self.arrays if name not in self.seen and not LATER.search(name)]
+        assert not left, f"arrays without a test: {left}"
+
+
+@pytest.mark.golden("mtl_reweighting", "scalarisers.npz")
+def test_scalarisers(golden, x64, monkeypatch):
+    checked = Checked(golden)
+    for group in sorted({name.split("__")[0] for name in golden if "__" in name}):
+        losses, s = (jnp.asarray(checked.get(f"{group}__{name}")) for name in ("losses", "s"))
+        value, (by_losses, by_s) = jax.value_and_grad(uw, argnums=(0, 1))(losses, s)
+        np.testing.assert_allclose(value, checked.get(f"{group}__uw_val"), rtol=1e-9)
+        np.testing.assert_allclose(by_losses, checked.get(f"{group}__uw_dl"), rtol=1e-9)
+        np.testing.assert_allclose(by_s, checked.get(f"{group}__uw_ds"), rtol=1e-9, atol=1e-9)
+        for name, scalariser in {"gls": gls, "si": si}.items():
+            value, by_losses = jax.value_and_grad(scalariser)(losses)
+            np.testing.assert_allclose(value, checked.get(f"{group}__{name}_val"), rtol=1e-9, atol=1e-9)
+            np.testing.assert_allclose(by_losses, checked.get(f"{group}__{name}_dl"), rtol=1e-9)
+        normals = jnp.asarray(checked.get(f"{group}__rlw_z"))
+        with monkeypatch.context() as patch:
+            patch.setattr(jax.random, "normal", lambda key, shape, normals=normals: normals.reshape(shape))
+            weights = rlw_weights(jax.random.key(0), len(losses))
+        np.testing.assert_allclose(weights, checked.get(f"{group}__rlw_w"), rtol=1e-9)
+
+    rate, decay, bound = (float(checked.get(f"famo_{name}")) for name in ("lr", "wd", "min"))
+    xi, opt_state = famo_init(len(golden["famo_before_0"]), jnp.float64)
+    for t in range(sum(name.startswith("famo_val_") for name in golden)):
+        before, after = (jnp.asarray(checked.get(f"famo_{name}_{t}")) for name in ("before", "after"))
+        value, by_losses = jax.value_and_grad(famo_loss)(before, xi, bound)
+        np.testing.assert_allclose(value, checked.get(f"famo_val_{t}"), rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(by_losses, checked.get(f"famo_dl_{t}"), rtol=1e-9)
+        xi, opt_state = famo_update(
+            xi, opt_state, before, after, learning_rate=rate, gamma=decay, min_losses=bound
+        )
+        np.testing.assert_allclose(xi, checked.get(f"famo_logits_{t}"), rtol=1e-9, atol=1e-12)
+    checked.assert_all_seen()
+
+
+@pytest.mark.golden("mtl_reweighting", "stateful.npz")
+def test_dynamic_weight_average(golden, x64):
+    checked = Checked(golden)
+    history, tau = jnp.asarray(checked.get("dwa_buffer")), float(checked.get("hp_dwa_T"))
+    for name in [name for name in golden if name.startswith("dwa_weights_epoch")]:
+        epoch = int(name.removeprefix("dwa_weights_epoch"))
+        np.testing.assert_allclose(dwa_weights(history[:, :epoch], tau), checked.get(name), rtol=1e-9)
+    checked.assert_all_seen()
+
+
+@pytest.mark.golden("mtl_reweighting", "delta_m.npz")
+def test_metrics(golden, x64):
+    checked = Checked(golden)
+    for base_name in [name for name in golden if name.endswith("_base")]:
+        prefix = base_name.removesuffix("_base")
+        base = jnp.asarray(checked.get(base_name))
+        # NYUv2's metrics are the same in both tables; QM9's are all errors.
+        signs = golden.get(f"{prefix}_higher_better")
+        if signs is None:
+            shared = [
+                golden[name] for name in golden if name.endswith("_higher_better") and name[:3] == prefix[:3]
+            ]
+            signs = shared[0] if shared else np.zeros(base.shape)
+        checked.get(f"{prefix}_higher_better")
+        better, group = jnp.asarray(signs, bool), checked.get(f"{prefix}_group")
+        rows = [n for n in golden if n.startswith(f"{prefix}_") and golden[n].shape == base.shape]
+        for name in rows:
+            row = jnp.asarray(checked.get(name))
+            if f"{name}_exact" in golden:
+                exact, published = checked.get(f"{name}_exact"), checked.get(f"{name}_published")
+                ours = [
+                    delta_p_task(row, base, better, jnp.asarray(group)),
+                    delta_p_metric(row, base, better),
+                ]
+                np.testing.assert_allclose(ours, exact, rtol=1e-9)
+                np.testing.assert_allclose(ours, published, atol=0.02)
+            elif f"{name}_exact_dm" in golden:
+                exact, published = checked.get(f"{name}_exact_dm"), checked.get(f"{name}_published_dm")
+                np.testing.assert_allclose(delta_m(row, base, better), exact, rtol=1e-9)
+                np.testing.assert_allclose(delta_m(row, base, better), published, rtol=0.01, atol=0.02)
+    metrics, better = (
+        jnp.asarray(checked.get("mr_metrics")),
+        np.asarray(checked.get("mr_higher_better"), bool),
+    )
+    costs = np.where(better, -np.asarray(metrics), np.asarray(metrics))
+    ranks = 1 + (costs[None] < costs[:, None]).sum(1) + ((costs[None] == costs[:, None]).sum(1) - 1) / 2
+    np.testing.assert_allclose(mean_rank(metrics, jnp.asarray(better)), ranks.mean(1))
+    checked.assert_all_seen()
