@@ -151,7 +151,7 @@ def _torch() -> ModuleType:
 
 
 def _weightings(tasks: int) -> dict[str, Callable[[Any], Any]]:
-    """torchjd's weights from a Gram matrix; Nash-MTL's take a matrix that has it."""
+    """Torchjd's weights from a Gram matrix; Nash-MTL's take a matrix that has it."""
     from torchjd import aggregation as peers
 
     return {
@@ -201,7 +201,9 @@ def _weights(torch: ModuleType, tasks: int, repeats: int) -> dict[str, dict[str,
     for name, weighting in _weightings(tasks).items():
         ours = jax.jit(lambda G, key, name=name: _ask(name, G, key))
         ours_inputs = [(jnp.asarray(G), key) for G, key in zip(grams, keys, strict=True)]
-        peer_inputs = [(factor,) for factor in factors] if name == "nash" else [(torch.from_numpy(G),) for G in grams]
+        peer_inputs = (
+            [(factor,) for factor in factors] if name == "nash" else [(torch.from_numpy(G),) for G in grams]
+        )
         answers = [np.asarray(ours(*given)) for given in ours_inputs]
         peer_answers = [weighting(*given).numpy() for given in peer_inputs]
         measured[name] = {
@@ -233,7 +235,9 @@ def _aggregation(torch: ModuleType, tasks: int, parameters: int, repeats: int) -
     for name, aggregator in _aggregators(tasks).items():
         ours = jax.jit(partial(direction, name))
         answer, peer_answer = np.asarray(ours(ours_J, key), np.float64), aggregator(peer_J).double().numpy()
-        timing = paired_ratio(lambda ours=ours: ours(ours_J, key), lambda peer=aggregator: peer(peer_J), repeats)
+        timing = paired_ratio(
+            lambda ours=ours: ours(ours_J, key), lambda peer=aggregator: peer(peer_J), repeats
+        )
         measured[name] = {
             **timing,
             "read_twice_seconds": read_twice,
@@ -278,7 +282,10 @@ def _losses(torch: ModuleType, tasks: int, repeats: int) -> dict[str, dict[str, 
         return 0.5 * torch.exp(-peer_s), 0.5 * (1 - torch.exp(-peer_s) * before)
 
     programs = {
-        "rlw": (lambda before, after: rlw_weights(key, tasks), lambda before, after: torch.softmax(torch.randn(tasks), -1)),  # noqa: ARG005
+        "rlw": (
+            lambda before, after: rlw_weights(key, tasks),
+            lambda before, after: torch.softmax(torch.randn(tasks), -1),
+        ),
         "dwa": (lambda before, after: dwa_weights(jnp.stack([before, after], axis=1), DWA_TAU), peer_dwa),
         "uw": (lambda before, after: jax.grad(uw, argnums=(0, 1))(before, s), peer_uw),  # noqa: ARG005
         "famo": (ours_famo, peer_famo),

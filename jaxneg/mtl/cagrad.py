@@ -83,7 +83,9 @@ def _exact(G: Array, c: float) -> tuple[Array, Array, Array]:
     data = (G / mean_square, radius / jnp.sqrt(mean_square), 1e-8 / mean_square)
     share, _, iterations = simplex_minimum(_objective, tasks, data)
     slope, _ = _objective(share, data)
-    length = jnp.sqrt(jnp.maximum(share @ G @ share, 0)) + 1e-8
+    square = share @ G @ share
+    # Derivative 0 at 0.
+    length = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0) + 1e-8
     return 1 / tasks + share * (radius + 1e-8) / length, share @ slope - jnp.min(slope), iterations
 
 

@@ -5,6 +5,7 @@ T losses with respect to one parameter array. Almost every method of this field 
 ``G = J J^T`` [T, T], so that sharded parameters cost T^2 numbers on the wire instead of T P.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -13,9 +14,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 # A CPU's matrix product first repacks both operands, which costs more than the product where rows are few and
-# long: on a single device, up to so many of them are multiplied in blocks that stay in cache.
-_FEW_TASKS = 16
-_BLOCK = 8192
+# long. On a single device, up to so many rows are multiplied in blocks of so many numbers, which stay in cache.
+_FEW_TASKS = 64
+_BLOCK_NUMBERS = 98304
 
 
 def gram(jac: Any) -> Float[Array, "tasks tasks"]:
@@ -203,13 +204,15 @@ def _row_products(left: Array, right: Array, out_sharding: NamedSharding | None 
 
 @jax.custom_jvp
 def _blocked_products(leaf: Array) -> Array:
-    rows = leaf.reshape(leaf.shape[0], -1)
-    blocks = rows.shape[1] // _BLOCK
+    tasks = leaf.shape[0]
+    rows = leaf.reshape(tasks, -1)
+    width = min(16384, 2 ** int(math.log2(_BLOCK_NUMBERS / tasks)))
+    blocks = rows.shape[1] // width
 
     def add(index: Array, total: Array) -> Array:
-        return total + _products(jax.lax.dynamic_slice_in_dim(rows, index * _BLOCK, _BLOCK, axis=1))
+        return total + _products(jax.lax.dynamic_slice_in_dim(rows, index * width, width, axis=1))
 
-    return jax.lax.fori_loop(0, blocks, add, _products(rows[:, blocks * _BLOCK :]))
+    return jax.lax.fori_loop(0, blocks, add, _products(rows[:, blocks * width :]))
 
 
 @_blocked_products.defjvp
