@@ -1,9 +1,9 @@
 """Task weights and whole aggregations beside torchjd's, on the same CPU and the same numbers.
 
 Three questions: how long weights take from a given Gram matrix (or, for the methods of the losses, from the
-losses), how long the aggregation of a stacked Jacobian takes, and how good both answers are. Torch runs in one
-thread; XLA as it comes. Each program goes round the same few inputs, so that no solver is warmed by the answer
-of the call before. torchjd has no methods of the losses: LibMTL's arithmetic is written out for these.
+losses), how long the aggregation of a stacked Jacobian takes, and how good both answers are. Torch runs in
+one thread; XLA as it comes. Each program goes round the same few inputs, so that no solver is warmed by the
+answer of the call before. torchjd has no methods of the losses: LibMTL's arithmetic is written out for these.
 """
 
 import itertools
@@ -66,7 +66,8 @@ def run(repeats: int = 21) -> dict[str, Any]:
     Returns:
         ``settings``; ``weights`` and ``losses`` by "T=<tasks>" and method; ``aggregation`` by "T=<tasks>
         P=<parameters>" and method. ``ratio_median`` is the peer's time over ours. ``residual`` and
-        ``peer_residual`` say how far from the method's own condition the worst answer is (see `residuals`).
+        ``peer_residual`` say how far from the method's own condition the worst answer is (see `residuals`),
+        ``apart`` how far the two combined gradients are from each other, relatively.
         ``read_twice_seconds`` is the time of two sums over the Jacobian, the least an aggregation can take.
 
     Raises:
@@ -101,9 +102,9 @@ def residuals(method: str, G: np.ndarray, weights: np.ndarray) -> float:
     """How far weights are from their method's own condition, in float64; NaN where it has none to check.
 
     MGDA and CAGrad: how far the objective can still fall towards a vertex, in units of the mean squared norm.
-    Nash-MTL and FairGrad: ``max |w_i^a (G w)_i - 1|``. UPGrad and DualProj cannot be told from the sum alone but by
-    their lower bound and by what they promise: ``max(0, -min (G w)_i)`` in units of the trace. IMTL-G: the spread
-    of the projections on the unit gradients, over their mean.
+    Nash-MTL and FairGrad: ``max |w_i^a (G w)_i - 1|``. IMTL-G: the spread of the projections on the unit
+    gradients, over their mean. UPGrad and DualProj: by how much a task would be hurt,
+    ``max(0, -min (M w)_i)`` with their own matrix M = G / tr G + 1e-4 I.
 
     Args:
         method: a name of `GRAM_METHODS`.
@@ -131,7 +132,6 @@ def residuals(method: str, G: np.ndarray, weights: np.ndarray) -> float:
         power = 1 if method == "nash" else 1 / FAIRGRAD_ALPHA
         return float(np.max(np.abs(weights**power * slope - 1)))
     if method in ("upgrad", "dualproj"):
-        # Their matrix is G / tr G + 1e-4 I.
         return float(max(0, -np.min(slope / np.trace(G) + 1e-4 * weights)))
     if method == "imtl_g":
         projections = slope / np.sqrt(np.diag(G))
@@ -210,8 +210,18 @@ def _weights(torch: ModuleType, tasks: int, repeats: int) -> dict[str, dict[str,
             **paired_ratio(_in_turn(ours, ours_inputs), _in_turn(weighting, peer_inputs), repeats),
             "residual": max(residuals(name, G, w) for G, w in zip(grams, answers, strict=True)),
             "peer_residual": max(residuals(name, G, w) for G, w in zip(grams, peer_answers, strict=True)),
+            # PCGrad draws other orders.
+            "apart": float("nan")
+            if name == "pcgrad"
+            else max(_apart(G, w, v) for G, w, v in zip(grams, answers, peer_answers, strict=True)),
         }
     return measured
+
+
+def _apart(G: np.ndarray, weights: np.ndarray, peer_weights: np.ndarray) -> float:
+    """The distance of two combined gradients in units of the second's length."""
+    G, difference = G.astype(np.float64), weights.astype(np.float64) - peer_weights
+    return float(np.sqrt(difference @ G @ difference / (peer_weights @ G @ peer_weights)))
 
 
 def _ask(name: str, G: jax.Array, key: jax.Array) -> jax.Array:
@@ -281,13 +291,22 @@ def _losses(torch: ModuleType, tasks: int, repeats: int) -> dict[str, dict[str, 
     def peer_uw(before: Any, _: Any) -> Any:
         return 0.5 * torch.exp(-peer_s), 0.5 * (1 - torch.exp(-peer_s) * before)
 
+    def ours_rlw(*_: jax.Array) -> Any:
+        return rlw_weights(key, tasks)
+
+    def peer_rlw(*_: Any) -> Any:
+        return torch.softmax(torch.randn(tasks), -1)
+
+    def ours_dwa(before: jax.Array, after: jax.Array) -> Any:
+        return dwa_weights(jnp.stack([before, after], axis=1), DWA_TAU)
+
+    def ours_uw(before: jax.Array, _: jax.Array) -> Any:
+        return jax.grad(uw, argnums=(0, 1))(before, s)
+
     programs = {
-        "rlw": (
-            lambda before, after: rlw_weights(key, tasks),
-            lambda before, after: torch.softmax(torch.randn(tasks), -1),
-        ),
-        "dwa": (lambda before, after: dwa_weights(jnp.stack([before, after], axis=1), DWA_TAU), peer_dwa),
-        "uw": (lambda before, after: jax.grad(uw, argnums=(0, 1))(before, s), peer_uw),  # noqa: ARG005
+        "rlw": (ours_rlw, peer_rlw),
+        "dwa": (ours_dwa, peer_dwa),
+        "uw": (ours_uw, peer_uw),
         "famo": (ours_famo, peer_famo),
     }
     return {

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 # A CPU's matrix product first repacks both operands, which costs more than the product where rows are few and
-# long. On a single device, up to so many rows are multiplied in blocks of so many numbers, which stay in cache.
+# long. On a single device up to so many rows are multiplied in blocks of so many numbers, which stay in cache.
 _FEW_TASKS = 64
 _BLOCK_NUMBERS = 98304
 
@@ -172,11 +172,8 @@ def checked_gram(gram_matrix: Float[Array, "tasks tasks"]) -> Float[Array, "task
 def _leaf_gram(leaf: Array) -> Array:
     sharding = _explicit_sharding(leaf)
     if sharding is None:
-        if (
-            leaf.shape[0] <= _FEW_TASKS
-            and leaf.size >= 2 * _BLOCK * leaf.shape[0]
-            and jax.device_count() == 1
-        ):
+        few_and_long = leaf.shape[0] <= _FEW_TASKS and leaf.size >= 2 * _BLOCK_NUMBERS
+        if few_and_long and jax.device_count() == 1:
             return jax.lax.platform_dependent(leaf, cpu=_blocked_products, default=_products)
         return _products(leaf)
     if sharding.spec[0] is not None:
