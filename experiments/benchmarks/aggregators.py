@@ -6,6 +6,7 @@ one thread; XLA as it comes. Each program goes round the same few inputs, so tha
 answer of the call before. torchjd has no methods of the losses: LibMTL's arithmetic is written out for these.
 """
 
+import importlib
 import itertools
 import os
 from collections.abc import Callable
@@ -73,7 +74,7 @@ def run(repeats: int = 21) -> dict[str, Any]:
     Raises:
         ImportError: torch or torchjd is not installed.
     """
-    torch = _torch()
+    torch, peers = _peers()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -87,10 +88,10 @@ def run(repeats: int = 21) -> dict[str, Any]:
                 "dtype": "float32",
                 "inputs in turn": INPUTS,
             },
-            "weights": {f"T={tasks}": _weights(torch, tasks, repeats) for tasks in TASKS},
+            "weights": {f"T={tasks}": _weights(torch, peers, tasks, repeats) for tasks in TASKS},
             "losses": {f"T={tasks}": _losses(torch, tasks, repeats) for tasks in TASKS},
             "aggregation": {
-                f"T={tasks} P={parameters}": _aggregation(torch, tasks, parameters, repeats)
+                f"T={tasks} P={parameters}": _aggregation(torch, peers, tasks, parameters, repeats)
                 for tasks, parameters in JACOBIANS
             },
         }
@@ -139,21 +140,18 @@ def residuals(method: str, G: np.ndarray, weights: np.ndarray) -> float:
     return float("nan")
 
 
-def _torch() -> ModuleType:
+def _peers() -> tuple[ModuleType, ModuleType]:
+    """Torch and torchjd's aggregators; imported here, because only this benchmark needs them."""
     try:
-        import torch
-        import torchjd  # noqa: F401
+        return importlib.import_module("torch"), importlib.import_module("torchjd.aggregation")
     except ImportError as error:
         raise ImportError(
             f"the benchmark 'aggregators' measures against torchjd ({error}); pip install 'jaxneg[bench]'"
         ) from error
-    return torch
 
 
-def _weightings(tasks: int) -> dict[str, Callable[[Any], Any]]:
+def _weightings(peers: ModuleType, tasks: int) -> dict[str, Callable[[Any], Any]]:
     """Torchjd's weights from a Gram matrix; Nash-MTL's take a matrix that has it."""
-    from torchjd import aggregation as peers
-
     return {
         "mgda": peers.MGDAWeighting(),
         "pcgrad": peers.PCGradWeighting(),
@@ -167,9 +165,7 @@ def _weightings(tasks: int) -> dict[str, Callable[[Any], Any]]:
     }
 
 
-def _aggregators(tasks: int) -> dict[str, Callable[[Any], Any]]:
-    from torchjd import aggregation as peers
-
+def _aggregators(peers: ModuleType, tasks: int) -> dict[str, Callable[[Any], Any]]:
     return {
         "equal": peers.Sum(),
         "rlw": peers.Random(),
@@ -191,14 +187,14 @@ def _in_turn(program: Callable[..., Any], inputs: list[Any]) -> Callable[[], Any
     return lambda: program(*next(endless))
 
 
-def _weights(torch: ModuleType, tasks: int, repeats: int) -> dict[str, dict[str, float]]:
+def _weights(torch: ModuleType, peers: ModuleType, tasks: int, repeats: int) -> dict[str, dict[str, float]]:
     rng = np.random.default_rng(tasks)
     jacobians = [rng.standard_normal((tasks, 5 * tasks)) for _ in range(INPUTS)]
     grams = [(J @ J.T).astype(np.float32) for J in jacobians]
     factors = [torch.from_numpy(np.linalg.cholesky(G)) for G in grams]
     keys = list(jax.random.split(jax.random.key(0), INPUTS))
     measured = {}
-    for name, weighting in _weightings(tasks).items():
+    for name, weighting in _weightings(peers, tasks).items():
         ours = jax.jit(lambda G, key, name=name: _ask(name, G, key))
         ours_inputs = [(jnp.asarray(G), key) for G, key in zip(grams, keys, strict=True)]
         peer_inputs = (
@@ -228,7 +224,9 @@ def _ask(name: str, G: jax.Array, key: jax.Array) -> jax.Array:
     return GRAM_METHODS[name](G, key=key) if name == "pcgrad" else GRAM_METHODS[name](G)
 
 
-def _aggregation(torch: ModuleType, tasks: int, parameters: int, repeats: int) -> dict[str, dict[str, float]]:
+def _aggregation(
+    torch: ModuleType, peers: ModuleType, tasks: int, parameters: int, repeats: int
+) -> dict[str, dict[str, float]]:
     J = np.random.default_rng(tasks).standard_normal((tasks, parameters), dtype=np.float32)
     ours_J, peer_J, key = jnp.asarray(J), torch.from_numpy(J), jax.random.key(0)
     total = jax.jit(jnp.sum)
@@ -242,7 +240,7 @@ def _aggregation(torch: ModuleType, tasks: int, parameters: int, repeats: int) -
         return combine(_ask(name, gram(J), key), J)
 
     measured = {}
-    for name, aggregator in _aggregators(tasks).items():
+    for name, aggregator in _aggregators(peers, tasks).items():
         ours = jax.jit(partial(direction, name))
         answer, peer_answer = np.asarray(ours(ours_J, key), np.float64), aggregator(peer_J).double().numpy()
         timing = paired_ratio(

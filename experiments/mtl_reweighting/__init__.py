@@ -242,7 +242,7 @@ def run(config: Config, run_dir: RunDir) -> Outcome:
     outcomes = [part(config, run_dir) for part in parts]
     if not config.all_methods:
         note = (
-            "Only some methods ran (--all-methods False): claims on several were measured on those that did."
+            "all_methods is off: claims that compare groups of methods were measured on the few that ran."
         )
         outcomes.append(Outcome({}, [], [note]))
     return Outcome(

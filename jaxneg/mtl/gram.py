@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 # A CPU's matrix product first repacks both operands, which costs more than the product where rows are few and
-# long. On a single device up to so many rows are multiplied in blocks of so many numbers, which stay in cache.
+# long. On a single device, up to so many rows are multiplied in blocks of so many numbers that stay in cache.
 _FEW_TASKS = 64
 _BLOCK_NUMBERS = 98304
 

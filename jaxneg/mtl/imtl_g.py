@@ -74,7 +74,7 @@ def _pseudo_solve(matrix: Array, right: Array) -> Array:
 
 @_pseudo_solve.defjvp
 def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    """At constant rank (Golub & Pereyra 1973, Equation 4.12); eigh's own derivative fails at equal eigenvalues."""
+    # At constant rank (Golub & Pereyra 1973, Equation 4.12); eigh's own fails where eigenvalues are equal.
     (matrix, right), (matrix_change, right_change) = primals, tangents
     solution = _pseudo_solve(matrix, right)
     change = matrix_change @ solution

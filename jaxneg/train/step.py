@@ -226,8 +226,16 @@ class ShardedStep:
 
     def place_state(self, state: TrainState) -> TrainState:
         """A copy of the state on the mesh, safe to donate."""
-        # A copy of each array first: a replicated one would share its memory with the original.
-        return jax.tree.map(lambda x, s: jax.device_put(jnp.copy(x), s), state, self.state_shardings)
+
+        def place(x: Array, sharding: NamedSharding) -> Array:
+            if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+                # device_put refuses a typed key on a mesh that spans processes.
+                words = jax.device_put(jnp.copy(jax.random.key_data(x)), sharding)
+                return jax.random.wrap_key_data(words, impl=jax.random.key_impl(x))
+            # A copy first: a replicated array would share its memory with the original.
+            return jax.device_put(jnp.copy(x), sharding)
+
+        return jax.tree.map(place, state, self.state_shardings)
 
     def place_batch(self, batch: Batch) -> Batch:
         """The batch on the mesh."""

@@ -1,4 +1,4 @@
-"""The multi-task experiment: the toy's goldens, GradNorm's toy, solver residuals, table files, a smoke run."""
+"""The multi-task experiment: goldens of the toy, GradNorm's toy, residuals, table files, a smoke run."""
 
 import dataclasses
 import importlib.util
@@ -23,8 +23,8 @@ from experiments.run_dir import RunDir
 from experiments.runner import run_experiment
 from jaxneg.train import TrainState, compile_for, init_state, make_mesh, shard_step
 
-# What only the README says: the scale of the boundary points and of the trajectories, the tolerances, and the case
-# in which symmetry leaves the direction to rounding.
+# What only the README says: the scale of the boundary points and of the trajectories, the tolerances, and the
+# starting point from which symmetry leaves the direction to rounding.
 BOUNDARY_SCALE = 1.0
 TRAJECTORY_SCALE = 0.1
 TRAJECTORY_TOLERANCE = {"mgda": 1e-3}
@@ -89,11 +89,11 @@ def test_toy_trajectories(golden, x64):
 def test_toy_outcomes(golden):
     """The end points after the papers' 50,000 to 100,000 steps.
 
-    Paths through the narrow valleys at x2 > 0 are chaotic: moving a starting point by 1e-12 moves some ends by
-    whole units, so that no other program, however exact, repeats them. Where an end is further from ours than the
-    tolerance, it must be no further than twice the spread of the ends of 8 such copies; a path that is not chaotic
-    has no spread, and its end must be within the tolerance. Where all copies agree on reaching the Pareto set, so
-    must the golden end.
+    Paths through the narrow valleys at x2 > 0 are chaotic: moving a starting point by 1e-12 moves some ends
+    by whole units, so that no other program, however exact, repeats them. An end that is further from ours
+    than the tolerance must be within the tolerance and twice the spread of the ends of 8 such copies; a path
+    that is not chaotic has no spread. Where all copies agree on reaching the Pareto set, so must the golden
+    end.
     """
     jobs = [key.removesuffix("__x") for key in golden if key.startswith("outcome_") and key.endswith("__x")]
     assert jobs
@@ -189,7 +189,7 @@ def test_gradnorm_losses_are_scaled():
 
 
 def test_gradnorm_training():
-    """The sum is plain Adam on the sum, all methods see the same networks, and a seed does not see the others."""
+    """The sum is plain Adam on the sum, and all methods begin with the same networks."""
     sigmas, seeds = (1.0, 100.0), 2
     problems = jax.vmap(lambda key: gradnorm_toy.draw_problem(key, sigmas))(
         jax.random.split(jax.random.key(0), seeds)
@@ -369,10 +369,10 @@ def test_wrong_labels(tmp_path):
 
 
 def test_wrong_files(tmp_path, rows):
-    with pytest.raises(FileNotFoundError, match="absent.npz: set JAXNEG_DATA to the folder .* 'wine'"):
+    with pytest.raises(FileNotFoundError, match=r"absent.npz: set JAXNEG_DATA to the folder .* 'wine'"):
         tables.load_table("absent", tmp_path)
     (tmp_path / "text.npz").write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match="text.npz is not an npz file: write it with numpy.savez"):
+    with pytest.raises(ValueError, match=r"text.npz is not an npz file: write it with numpy.savez"):
         tables.load_table("text", tmp_path)
     write(tmp_path, **rows)
     damaged = bytearray((tmp_path / "made.npz").read_bytes())

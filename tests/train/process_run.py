@@ -46,7 +46,7 @@ def train(folder: Path, steps: int, pause: float = 0.0, **options):
 
     return fit(
         step,
-        jax.jit(first_state, out_shardings=step.state_shardings)(),
+        step.place_state(first_state()),
         data.map(slowly),
         steps=steps,
         run_dir=folder,
