@@ -211,10 +211,10 @@ CLAIMS = (
     ),
     Claim(
         "gradnorm-sum-is-in-the-worst-group",
-        "The sum, PCGrad, UPGrad and slowly learned uncertainty weights are the worst of all.",
+        "The sum, PCGrad, UPGrad and uncertainty weighting are the worst of all.",
         "GradNorm, arXiv:1711.02257, Figure 2",
         "qualitative only; 7 in an independent prototype",
-        f"Least of these four minus greatest of all other methods, {POINTS}; one value a seed.",
+        f"Least of these minus greatest of all other methods, {POINTS}; one value a seed.",
         AtLeast(0),
     ),
     *(
@@ -241,9 +241,7 @@ def run(config: Config, run_dir: RunDir) -> Outcome:
     parts = (_toy, _gradnorm_toy, _solver_accuracy, _tables)
     outcomes = [part(config, run_dir) for part in parts]
     if not config.all_methods:
-        note = (
-            "all_methods is off: claims that compare groups of methods were measured on the few that ran."
-        )
+        note = "all_methods is off: claims that compare groups of methods were measured on the few that ran."
         outcomes.append(Outcome({}, [], [note]))
     return Outcome(
         {name: values for outcome in outcomes for name, values in outcome.measurements.items()},
@@ -255,15 +253,16 @@ def run(config: Config, run_dir: RunDir) -> Outcome:
 def _toy(config: Config, run_dir: RunDir) -> Outcome:
     results = toy.run_toy(config.toy_steps, config.seeds, config.toy_jitter, config.all_methods, run_dir)
     for key, descents in results.items():
-        setting = toy.SETTINGS[key]
+        setting, steps = toy.SETTINGS[key], toy.steps_of(key, config.toy_steps)
         caption = (
-            f"Adam at rate 0.001 in the setting of {setting.paper}: from the white points (the paper's own) "
+            f"{steps:,} steps of Adam at rate 0.001 in the setting of {setting.paper}: from the white "
+            "points (the paper's own) "
             "to the "
             "crosses (green: on the Pareto set; red: not). Behind the paths the mean of the two losses, "
             "blue the "
             "Pareto set as the papers draw it."
         )
-        run_dir.figure(f"toy-{key}-{setting.paper.lower()}", toy.draw(key, descents), caption)
+        run_dir.figure(f"toy-{key}-{setting.paper.lower()}", toy.draw(key, descents, steps), caption)
 
     def count(key: str, method: str) -> np.ndarray:
         return toy.reached(results[key][method].ends).sum(axis=1)

@@ -175,6 +175,11 @@ class Descents(NamedTuple):
     """From the moved starting points; no seeds where no claim is measured."""
 
 
+def steps_of(key: str, steps: int) -> int:
+    """The Adam steps of a setting, if setting A takes ``steps``: in the papers 100,000 and 50,000."""
+    return steps * SETTINGS[key].steps // SETTINGS["A"].steps
+
+
 def run_toy(
     steps: int, seeds: int, jitter: float, all_methods: bool, run_dir: RunDir
 ) -> dict[str, dict[str, Descents]]:
@@ -201,7 +206,7 @@ def run_toy(
     def run(job: tuple[tuple[str, ...], str]) -> dict[str, np.ndarray]:
         keys, method = job
         name = f"toy-{''.join(keys)}-{METHODS.index(method)}"
-        length = steps // 2 if "B" in keys else steps
+        length = steps_of(keys[0], steps)
         return run_dir.stage(name, lambda: _run_settings(keys, method, length, seeds, jitter))
 
     results: dict[str, dict[str, Descents]] = {key: {} for key in SETTINGS}
@@ -292,12 +297,13 @@ def outcome_table(key: str, descents: dict[str, Descents]) -> Table:
     )
 
 
-def draw(key: str, descents: dict[str, Descents]) -> Figure:
+def draw(key: str, descents: dict[str, Descents], steps: int) -> Figure:
     """The paths of every method over the contours of the mean loss, as the papers draw them.
 
     Args:
         key: of `SETTINGS`.
         descents: method to what it did.
+        steps: Adam steps that it took.
 
     Returns:
         The figure.
@@ -317,7 +323,7 @@ def draw(key: str, descents: dict[str, Descents]) -> Figure:
         axis.plot(*least, "*", color="gold", markeredgecolor="black", markersize=12)
         for path in descent.paths:
             points = axis.scatter(
-                *path.T, c=np.linspace(0, setting.steps / 1000, len(path)), s=4, cmap="autumn", linewidths=0
+                *path.T, c=np.linspace(0, steps / 1000, len(path)), s=4, cmap="autumn", linewidths=0
             )
             axis.plot(*path[0], "o", color="white", markeredgecolor="black", markersize=6)
         done = reached(descent.paths[:, -1])
