@@ -94,7 +94,7 @@ PRESETS = {
         seeds=10,
         gradnorm_tasks=10,
         jacobians=100,
-        tables=("enb", "jura", "atp1d", "wq", "oes97", "oes10", "yeast"),
+        tables=tables.BENCHMARKS,
         table_steps=5000,
     ),
 }
@@ -238,6 +238,7 @@ CLAIMS = (
 
 def run(config: Config, run_dir: RunDir) -> Outcome:
     """Runs the four parts."""
+    tables.find_tables(config.tables)  # a wrong name is told before the long parts
     parts = (_toy, _gradnorm_toy, _solver_accuracy, _tables)
     outcomes = [part(config, run_dir) for part in parts]
     if not config.all_methods:
@@ -368,7 +369,8 @@ def _solver_accuracy(config: Config, run_dir: RunDir) -> Outcome:
 def _tables(config: Config, run_dir: RunDir) -> Outcome:
     recipe = tables.Recipe(config.table_width, 2, config.table_batch, config.table_steps)
     methods = tables.METHODS if config.all_methods else (tables.THROUGH_FIT,)
-    results, notes = tables.run_tables(config.tables, config.seeds, recipe, run_dir, methods)
+    names, notes = tables.find_tables(config.tables)
+    results = tables.run_tables(names, config.seeds, recipe, run_dir, methods)
     caption = (
         f"Real tables after {config.table_steps} steps: mean over the tasks of the increase of the test "
         "error over "

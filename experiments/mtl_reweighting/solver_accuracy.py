@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
+from experiments.mtl_reweighting.float64 import float64_on_cpu
 from experiments.run_dir import Table
 from jaxneg.mtl import fairgrad, gram, nash
 
@@ -92,7 +93,7 @@ def residuals(seeds: int, dtype: type) -> dict[tuple[str, str], Float[np.ndarray
         ``(case, method)`` to one residual for each seed.
     """
     found = {}
-    with jax.enable_x64(dtype is np.float64):
+    with float64_on_cpu():  # float32 arrays stay float32
         for method, (solve, alpha) in SOLVERS.items():
             weights = jax.jit(jax.vmap(lambda J, solve=solve: solve(gram(J))))
             for case in CASES:

@@ -34,6 +34,8 @@ from jaxneg.train import FitResult, fit, init_state, make_step, pipeline
 
 DATA = Path(os.environ.get("JAXNEG_DATA", Path(__file__).parents[3] / "shared" / "data")) / "mtl_reweighting"
 """Where the table files are looked for."""
+BENCHMARKS = ("enb", "jura", "atp1d", "wq", "oes97", "oes10", "yeast")
+"""The tables that the presets name."""
 FALLBACK = "wine"
 """The table that needs no file."""
 TEST_SHARE = 0.3
@@ -69,6 +71,33 @@ class Table(NamedTuple):
     """Whether the targets are labels 0 and 1, not numbers."""
     test_rows: np.ndarray | None
     """Rows of the fixed test set, where the table has one."""
+
+
+def find_tables(names: tuple[str, ...], folder: Path = DATA) -> tuple[tuple[str, ...], list[str]]:
+    """Which tables can be had: benchmark tables without a file are left out; if none is left, wine stands in.
+
+    Args:
+        names: of tables.
+        folder: of the files.
+
+    Returns:
+        The names that are left, and a note on those that are not.
+
+    Raises:
+        FileNotFoundError: a name is no benchmark table's, and has no file.
+    """
+    present = [name for name in names if name == FALLBACK or (folder / f"{name}.npz").is_file()]
+    absent = [name for name in names if name not in present]
+    if unknown := [name for name in absent if name not in BENCHMARKS]:
+        raise FileNotFoundError(
+            f"there is no table {unknown[0]!r} in {folder}: expected one of {', '.join(BENCHMARKS)}, "
+            f"{FALLBACK}, "
+            "or the name of an npz file there without its suffix"
+        )
+    note = f"Tables without a file in {folder.name}: {', '.join(absent)} (set JAXNEG_DATA)."
+    if not present:
+        note += f" In their place stands {FALLBACK}, real data but no paper's benchmark."
+    return tuple(present or [FALLBACK]), [note] if absent else []
 
 
 def load_table(name: str, folder: Path = DATA) -> Table:
@@ -424,13 +453,13 @@ def run_tables(
     run_dir: RunDir,
     methods: tuple[str, ...] = METHODS,
     folder: Path = DATA,
-) -> tuple[list[TableResult], list[str]]:
+) -> list[TableResult]:
     """Trains every method and the single-task reference on every table.
 
     The first table is also trained through `jaxneg.train.fit`, into ``fit/`` of the run folder.
 
     Args:
-        names: tables; those without a file are left out, and if none is left, wine stands in.
+        names: of tables.
         seeds: splits and networks.
         recipe: size and budget.
         run_dir: keeps what is done.
@@ -438,17 +467,10 @@ def run_tables(
         folder: of the files.
 
     Returns:
-        One result for each table, and notes on tables that are not there.
+        One result for each table.
     """
-    present = [name for name in names if name == FALLBACK or (folder / f"{name}.npz").is_file()]
-    notes = []
-    if absent := [name for name in names if name not in present]:
-        notes.append(
-            f"Tables without a file in {folder.name}: {', '.join(absent)} (set JAXNEG_DATA)."
-            + ("" if present else f" In their place stands {FALLBACK}, real data but no paper's benchmark.")
-        )
     results = []
-    for name in present or [FALLBACK]:
+    for name in names:
         table = load_table(name, folder)
         splits = [split_table(table, seed) for seed in range(seeds)]
         jobs = {"apart": partial(train_apart, splits, recipe, table.labels)} | {
@@ -467,7 +489,7 @@ def run_tables(
             done = train_through_fit(splits[0], recipe, table.labels, run_dir.path / "fit", description)
             fitted = np.array(done.history[-1]["eval/error"])
         results.append(TableResult(table, methods, np.stack(errors), single, fitted))
-    return results, notes
+    return results
 
 
 def result_table(results: list[TableResult]) -> ResultTable:

@@ -25,6 +25,7 @@ from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from experiments.mtl_reweighting.float64 import float64_on_cpu
 from experiments.mtl_reweighting.methods import weighted_step
 from experiments.mtl_reweighting.parallel import in_parallel
 from experiments.run_dir import RunDir, Table
@@ -221,7 +222,7 @@ def _run_settings(
     keys: tuple[str, ...], method: str, steps: int, seeds: int, jitter: float
 ) -> dict[str, np.ndarray]:
     begin = {key: starts(SETTINGS[key], seeds if method in CLAIMED[key] else 0, jitter) for key in keys}
-    with jax.enable_x64(True):
+    with float64_on_cpu():
         run = descent(method, SETTINGS[keys[0]].scale, steps, every=max(1, steps // 500))
         paths = np.asarray(run(jnp.concatenate([points.reshape(-1, 2) for points in begin.values()])))
     arrays, first = {}, 0
@@ -354,7 +355,7 @@ def draw(key: str, descents: dict[str, Descents], steps: int) -> Figure:
 
 def _values(x: Float[np.ndarray, "*points 2"], scale: float) -> Float[np.ndarray, "*points 2"]:
     """The two losses at many points, in float64."""
-    with jax.enable_x64(True):
+    with float64_on_cpu():
         values = jax.jit(jax.vmap(task_losses, (0, None)))(jnp.asarray(x).reshape(-1, 2), scale)
     return np.asarray(values).reshape(x.shape)
 

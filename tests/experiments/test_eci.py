@@ -217,6 +217,22 @@ def test_contamination_adds_other_relevant_documents(frozen, sources):
     assert (last.index[..., 2:] != clean.index[..., 2:]).any()
 
 
+def test_a_document_without_text_is_neither_positive_nor_negative(folder):
+    with (folder / "docs.jsonl").open("a") as file:
+        file.write('{"doc_id": "empty", "text": ""}\n')
+    with (folder / "qrels.tsv").open("a") as file:
+        file.write("1\tempty\t1\n")
+    frozen = freeze(load_collection(folder), 32)
+    assert 60 not in frozen.row_positive
+    options = {"skip": 3, "rerank_depth": 10, "relative_margin": 0.05, "contamination": (1.0,)}
+    sources = negative_sources(frozen, count=2, seeds=1, **options)
+    for name, negatives in sources.items():
+        assert not np.any(negatives.index[negatives.valid] == 60), name
+    # The margin is measured from the positives with text, not from the empty one's similarity 0.
+    first = sources["dense, below 95%"].index[0, frozen.row_query == 0, 0]
+    assert np.all((frozen.queries @ frozen.docs.T)[0, first] > 0)
+
+
 # Training
 
 

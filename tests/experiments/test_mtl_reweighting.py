@@ -445,14 +445,17 @@ def test_smoke_run(tmp_path, monkeypatch):
     assert again["tables"] == report["tables"]
 
 
-def test_absent_tables_are_told(tmp_path):
-    recipe = tables.Recipe(width=4, depth=1, batch=8, steps=2)
-    with RunDir.create("mtl_reweighting", Config(), path=tmp_path / "run") as run_dir:
-        results, notes = tables.run_tables(
-            ("enb", "jura"), 2, recipe, run_dir, (tables.THROUGH_FIT,), tmp_path
-        )
-    assert [result.table.name for result in results] == ["wine"]
+def test_absent_tables(tmp_path, rows):
+    names, notes = tables.find_tables(("enb", "jura"), tmp_path)
+    assert names == ("wine",)
     assert "enb, jura (set JAXNEG_DATA). In their place stands wine" in notes[0]
+    write(tmp_path, "enb", **rows)
+    names, notes = tables.find_tables(("enb", "jura", "wine"), tmp_path)
+    assert names == ("enb", "wine")
+    assert notes == [f"Tables without a file in {tmp_path.name}: jura (set JAXNEG_DATA)."]
+    assert tables.find_tables(("enb",), tmp_path) == (("enb",), [])
+    with pytest.raises(FileNotFoundError, match=r"there is no table 'jurra' in .*: expected one of enb"):
+        tables.find_tables(("enb", "jurra"), tmp_path)
 
 
 def test_presets_and_claims():

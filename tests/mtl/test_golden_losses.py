@@ -14,9 +14,11 @@ from jaxneg.mtl import (
     dwa_weights,
     famo_init,
     famo_loss,
+    famo_observe,
     famo_update,
     gls,
     mean_rank,
+    multitask,
     rlw_weights,
     si,
     uw,
@@ -126,3 +128,26 @@ def test_metrics(golden, x64):
     ranks = 1 + (costs[None] < costs[:, None]).sum(1) + ((costs[None] == costs[:, None]).sum(1) - 1) / 2
     np.testing.assert_allclose(mean_rank(metrics, jnp.asarray(better)), ranks.mean(1))
     checked.assert_all_seen()
+
+
+@pytest.mark.golden("mtl_reweighting", "scalarisers.npz")
+@pytest.mark.parametrize("after", ["same", "next"])
+def test_famo_as_a_link(golden, x64, after):
+    rate, decay, bound = (float(golden[f"famo_{name}"]) for name in ("lr", "wd", "min"))
+    tasks = len(golden["famo_before_0"])
+    link = multitask("famo", n_tasks=tasks, after=after, learning_rate=rate, gamma=decay, min_losses=bound)
+    jac, state = jnp.eye(tasks), link.init(jnp.zeros(tasks))
+    steps = sum(name.startswith("famo_val_") for name in golden)
+    for t in range(steps):
+        # The identity as a Jacobian: what comes out are the weights.
+        weights, state = link.update(jac, state, losses=jnp.asarray(golden[f"famo_before_{t}"]))
+        np.testing.assert_allclose(weights, golden[f"famo_dl_{t}"], rtol=1e-9)
+        losses_after = jnp.asarray(golden[f"famo_after_{t}"])
+        if after == "same":
+            state = famo_observe(state, losses_after)
+            np.testing.assert_allclose(state.method.xi, golden[f"famo_logits_{t}"], rtol=1e-9, atol=1e-12)
+        else:
+            _, following = link.update(jac, state, losses=losses_after)
+            np.testing.assert_allclose(following.method.xi, golden[f"famo_logits_{t}"], rtol=1e-9, atol=1e-12)
+            # The vectors begin each step with another batch; here the link has been told this one already.
+            state = famo_observe(state, losses_after)

@@ -128,6 +128,14 @@ def test_rules_of_nv_retriever():
     assert np.all(np.asarray(mined["shifted"].score)[:, 0] < np.asarray(mined["naive"].score)[:, 2])
 
 
+def test_margins_without_positives_and_with_a_positive_that_has_no_score():
+    scores = np.array([[0.9, 0.8, 0.7], [0.9, -np.inf, 0.7]], np.float32)
+    positive = np.array([[False, False, False], [False, True, False]])
+    for margin in ("absolute_margin", "relative_margin"):
+        mined = mine_negatives(scores, positive, num_negatives=2, **{margin: 0.1})
+        assert mined.index.tolist() == [[0, 1], [-1, -1]]
+
+
 def test_random_draws_survivors_without_replacement():
     scores, positive = problem()
     window = mine_negatives(scores, positive, num_negatives=6, range_min=2, range_max=8).index
