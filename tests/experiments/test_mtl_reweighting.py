@@ -127,10 +127,11 @@ def test_toy_outcomes(golden):
                 assert toy.reached(expected[row]) == toy.reached(ours[row]), (job, inits[row])
             chaotic += 1
         steady = ~far
-        values = np.asarray(
-            jax.vmap(toy.task_losses, (0, None))(jnp.asarray(expected), golden[f"outcome_{setting}__scale"])
-        )
-        np.testing.assert_allclose(values, golden[f"{job}__L"], rtol=1e-4, atol=1e-4)
+        with jax.enable_x64(True):  # the setting is each thread's own
+            losses = jax.vmap(toy.task_losses, (0, None))(
+                jnp.asarray(expected), golden[f"outcome_{setting}__scale"]
+            )
+        np.testing.assert_allclose(losses, golden[f"{job}__L"], rtol=1e-4, atol=1e-4)
         return chaotic, int(steady.sum())
 
     with ThreadPoolExecutor(2) as pool:

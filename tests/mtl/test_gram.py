@@ -46,9 +46,9 @@ def test_gram_and_combination_are_matrix_products():
     )
 
 
-@pytest.mark.parametrize("parameters", [16384, 3 * 16384 + 77])
-def test_blocks_are_the_product(parameters):
-    leaf = jnp.asarray(np.random.default_rng(0).normal(size=(3, parameters)), jnp.float32)
+@pytest.mark.parametrize(("tasks", "parameters"), [(3, 16384), (3, 3 * 16384 + 77), (17, 9000)])
+def test_blocks_are_the_product(tasks, parameters):
+    leaf = jnp.asarray(np.random.default_rng(0).normal(size=(tasks, parameters)), jnp.float32)
     np.testing.assert_allclose(_blocked_products(leaf), _products(leaf), rtol=1e-5, atol=1e-3)
 
 
