@@ -126,13 +126,12 @@ def test_toy_outcomes(golden):
             if len(set(toy.reached(copies))) == 1:
                 assert toy.reached(expected[row]) == toy.reached(ours[row]), (job, inits[row])
             chaotic += 1
-        steady = ~far
-        with jax.enable_x64(True):  # the setting is each thread's own
-            losses = jax.vmap(toy.task_losses, (0, None))(
+        with jax.enable_x64(True):
+            values = jax.vmap(toy.task_losses, (0, None))(
                 jnp.asarray(expected), golden[f"outcome_{setting}__scale"]
             )
-        np.testing.assert_allclose(losses, golden[f"{job}__L"], rtol=1e-4, atol=1e-4)
-        return chaotic, int(steady.sum())
+        np.testing.assert_allclose(values, golden[f"{job}__L"], rtol=1e-8, atol=1e-8, err_msg=job)
+        return chaotic, int((~far).sum())
 
     with ThreadPoolExecutor(2) as pool:
         counts = np.array(list(pool.map(check, jobs)))
