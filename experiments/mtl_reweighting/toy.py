@@ -314,7 +314,7 @@ def draw(key: str, descents: dict[str, Descents], steps: int) -> Figure:
     lines = -(-len(descents) // columns)
     figure = Figure(figsize=(3.1 * columns, 3.0 * lines + 0.5), layout="constrained")
     axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
-    grid = np.linspace(-11, 11, 300)
+    grid = np.linspace(-11, 11, 200)
     x1, x2 = np.meshgrid(grid, grid)
     height = _values(np.stack([x1, x2], axis=-1), setting.scale).mean(axis=-1)
     least = x1.flat[height.argmin()], x2.flat[height.argmin()]
