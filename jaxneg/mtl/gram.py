@@ -19,14 +19,14 @@ _FEW_TASKS = 64
 _BLOCK_NUMBERS = 98304
 
 
-def gram(jac: Any) -> Float[Array, "tasks tasks"]:
+def gram(stacked_grads: Any) -> Float[Array, "tasks tasks"]:
     """The Gram matrix of the task gradients.
 
     ``G_ij = sum_p J_ip J_jp``, summed leaf by leaf: the Jacobian is never concatenated nor gathered. Under a
     mesh each device multiplies its own block and only T x T numbers cross, with automatic and explicit axes.
 
     Args:
-        jac: pytree of floating-point arrays ``[T, ...]``, sharded over any axis or none.
+        stacked_grads: pytree of floating-point arrays ``[T, ...]``, sharded over any axis or none.
 
     Returns:
         ``[T, T]``, accumulated in float32 at least (float64 for float64 leaves).
@@ -40,22 +40,22 @@ def gram(jac: Any) -> Float[Array, "tasks tasks"]:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> jac = {"w": jnp.ones((2, 3, 4)), "b": jnp.zeros((2, 4))}
-        >>> gram(jac).shape
+        >>> stacked_grads = {"w": jnp.ones((2, 3, 4)), "b": jnp.zeros((2, 4))}
+        >>> gram(stacked_grads).shape
         (2, 2)
     """
-    task_count(jac)
-    return sum(_leaf_gram(leaf) for leaf in jax.tree.leaves(jac))  # pyright: ignore[reportReturnType]
+    task_count(stacked_grads)
+    return sum(_leaf_gram(leaf) for leaf in jax.tree.leaves(stacked_grads))  # pyright: ignore[reportReturnType]
 
 
-def gram_sharded(jac: Any, axis_name: str | tuple[str, ...]) -> Float[Array, "tasks tasks"]:
+def gram_sharded(stacked_grads: Any, axis_name: str | tuple[str, ...]) -> Float[Array, "tasks tasks"]:
     """The Gram matrix inside ``jax.shard_map``, where each device sees its own block of the parameters.
 
     ``G = psum_k J_k J_k^T``. Leaves must be different blocks on different devices: a leaf that is replicated
     over ``axis_name`` would be counted once a device.
 
     Args:
-        jac: this device's block of the Jacobian, leaves ``[T, ...]``.
+        stacked_grads: this device's block of the Jacobian, leaves ``[T, ...]``.
         axis_name: the mesh axis, or axes, over which the parameters are split.
 
     Returns:
@@ -73,40 +73,40 @@ def gram_sharded(jac: Any, axis_name: str | tuple[str, ...]) -> Float[Array, "ta
         >>> float(jax.vmap(lambda block: gram_sharded(block, "model"), axis_name="model")(blocks)[0, 0, 1])
         12.0
     """
-    return jax.lax.psum(gram(jac), axis_name)
+    return jax.lax.psum(gram(stacked_grads), axis_name)
 
 
-def combine(weights: Float[Array, " tasks"], jac: Any) -> Any:
+def combine(w: Float[Array, " tasks"], stacked_grads: Any) -> Any:
     """The weighted sum of the task gradients.
 
     ``g = sum_i w_i J_i``, leaf by leaf; every device combines its own block, nothing crosses the mesh.
 
     Args:
-        weights: ``[T]``.
-        jac: pytree of ``[T, ...]``.
+        w: ``[T]``.
+        stacked_grads: pytree of ``[T, ...]``.
 
     Returns:
         The pytree without the task axis, in the leaves' dtypes (accumulated in float32 at least).
 
     Raises:
-        ValueError: weights that are not ``[T]``.
+        ValueError: w that is not ``[T]``.
 
     Example:
         >>> import jax.numpy as jnp
         >>> combine(jnp.array([1.0, 2.0]), {"w": jnp.ones((2, 3))})["w"].tolist()
         [3.0, 3.0, 3.0]
     """
-    tasks = task_count(jac)
-    if weights.shape != (tasks,):
-        raise ValueError(f"weights: expected shape ({tasks},), one for each task of jac, got {weights.shape}")
-    return jax.tree.map(lambda leaf: _combine_leaf(weights, leaf), jac)
+    tasks = task_count(stacked_grads)
+    if w.shape != (tasks,):
+        raise ValueError(f"w: expected shape ({tasks},), one for each task of stacked_grads, got {w.shape}")
+    return jax.tree.map(lambda leaf: _combine_leaf(w, leaf), stacked_grads)
 
 
-def task_count(jac: Any) -> int:
+def task_count(stacked_grads: Any) -> int:
     """The common length of the leading axes of a Jacobian's leaves.
 
     Args:
-        jac: pytree of ``[T, ...]``.
+        stacked_grads: pytree of ``[T, ...]``.
 
     Returns:
         T.
@@ -120,12 +120,14 @@ def task_count(jac: Any) -> int:
         >>> task_count({"w": jnp.ones((2, 3))})
         2
     """
-    leaves = jax.tree_util.tree_leaves_with_path(jac)
+    leaves = jax.tree_util.tree_leaves_with_path(stacked_grads)
     if not leaves:
-        raise ValueError("jac: expected at least one array with a leading task axis, got an empty pytree")
+        raise ValueError(
+            "stacked_grads: expected at least one array with a leading task axis, got an empty pytree"
+        )
     tasks = None
     for path, leaf in leaves:
-        name = f"jac{jax.tree_util.keystr(path)}"
+        name = f"stacked_grads{jax.tree_util.keystr(path)}"
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(f"{name}: expected floating point, got {leaf.dtype}")
         if leaf.ndim == 0:
@@ -135,7 +137,7 @@ def task_count(jac: Any) -> int:
         if leaf.shape[0] != tasks:
             raise ValueError(f"{name}: expected {tasks} tasks on the leading axis, got shape {leaf.shape}")
     if not tasks:
-        raise ValueError("jac: expected at least one task, got a leading axis of length 0")
+        raise ValueError("stacked_grads: expected at least one task, got a leading axis of length 0")
     return tasks
 
 

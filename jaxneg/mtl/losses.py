@@ -18,13 +18,13 @@ from jaxtyping import Array, Float
 _LOG_FLOOR = 1e-8
 
 
-def equal_weights(tasks: int) -> Float[Array, " tasks"]:
+def equal_weights(T: int) -> Float[Array, " tasks"]:
     """Equal weighting: the sum of the losses.
 
     ``w_i = 1``.
 
     Args:
-        tasks: T.
+        T: number of tasks.
 
     Returns:
         Ones, ``[T]``.
@@ -36,22 +36,22 @@ def equal_weights(tasks: int) -> Float[Array, " tasks"]:
         >>> equal_weights(2).tolist()
         [1.0, 1.0]
     """
-    return jnp.ones(_checked_count(tasks))
+    return jnp.ones(_checked_count(T))
 
 
-def si(losses: Float[Array, " tasks"]) -> Float[Array, ""]:
+def si(L: Float[Array, " tasks"]) -> Float[Array, ""]:
     """Scale-invariant scalarisation: rescaling a loss does not change its gradient.
 
     ``sum_i log L_i``
 
     Args:
-        losses: ``[T]``, positive (below 1e-8 they count as 1e-8).
+        L: losses ``[T]``, positive (below 1e-8 they count as 1e-8).
 
     Returns:
         A scalar.
 
     Raises:
-        ValueError: losses that are not ``[T]`` with T >= 1.
+        ValueError: L that is not ``[T]`` with T >= 1.
 
     Source:
         arXiv:2202.01017, Section 5 (the SI baseline).
@@ -61,22 +61,22 @@ def si(losses: Float[Array, " tasks"]) -> Float[Array, ""]:
         >>> round(float(si(jnp.array([2.0, 0.5]))), 4)
         0.0
     """
-    return jnp.sum(jnp.log(jnp.maximum(_checked_losses(losses), _LOG_FLOOR)))
+    return jnp.sum(jnp.log(jnp.maximum(_checked_losses("L", L), _LOG_FLOOR)))
 
 
-def gls(losses: Float[Array, " tasks"]) -> Float[Array, ""]:
+def gls(L: Float[Array, " tasks"]) -> Float[Array, ""]:
     """Geometric loss strategy: the geometric mean of the losses.
 
     ``(prod_i L_i)^(1/T)``; its gradient weights task i by ``GLS / (T L_i)``.
 
     Args:
-        losses: ``[T]``, positive (below 1e-8 they count as 1e-8).
+        L: losses ``[T]``, positive (below 1e-8 they count as 1e-8).
 
     Returns:
         A scalar.
 
     Raises:
-        ValueError: losses that are not ``[T]`` with T >= 1.
+        ValueError: L that is not ``[T]`` with T >= 1.
 
     Source:
         arXiv:1904.08492, Equation 3.
@@ -86,23 +86,23 @@ def gls(losses: Float[Array, " tasks"]) -> Float[Array, ""]:
         >>> round(float(gls(jnp.array([2.0, 8.0]))), 4)
         4.0
     """
-    return jnp.exp(jnp.mean(jnp.log(jnp.maximum(_checked_losses(losses), _LOG_FLOOR))))
+    return jnp.exp(jnp.mean(jnp.log(jnp.maximum(_checked_losses("L", L), _LOG_FLOOR))))
 
 
-def uw(losses: Float[Array, " tasks"], s: Float[Array, " tasks"]) -> Float[Array, ""]:
+def uw(L: Float[Array, " tasks"], s: Float[Array, " tasks"]) -> Float[Array, ""]:
     """Uncertainty weighting with learned log-variances.
 
     ``sum_i (exp(-s_i) L_i + s_i) / 2``; s is learned with the model, ``d/ds_i = (1 - exp(-s_i) L_i) / 2``.
 
     Args:
-        losses: ``[T]``.
+        L: losses ``[T]``.
         s: ``[T]``, the logarithms of the tasks' variances; start at 0.
 
     Returns:
         A scalar.
 
     Raises:
-        ValueError: losses that are not ``[T]`` with T >= 1, or s of another shape.
+        ValueError: L that is not ``[T]`` with T >= 1, or s of another shape.
 
     Source:
         arXiv:1705.07115, Section 3.2.
@@ -112,19 +112,19 @@ def uw(losses: Float[Array, " tasks"], s: Float[Array, " tasks"]) -> Float[Array
         >>> float(uw(jnp.array([1.0, 3.0]), jnp.zeros(2)))
         2.0
     """
-    losses = _checked_losses(losses)
-    _same_shape("s", s, losses)
-    return 0.5 * jnp.sum(jnp.exp(-s) * losses + s)
+    L = _checked_losses("L", L)
+    _same_shape("s", s, L)
+    return 0.5 * jnp.sum(jnp.exp(-s) * L + s)
 
 
-def rlw_weights(key: jax.Array, tasks: int) -> Float[Array, " tasks"]:
+def rlw_weights(key: jax.Array, T: int) -> Float[Array, " tasks"]:
     """Random loss weighting: fresh weights each step.
 
     ``w = softmax(z)``, ``z ~ N(0, I)``.
 
     Args:
         key: PRNG key.
-        tasks: T.
+        T: number of tasks.
 
     Returns:
         Positive weights ``[T]`` that sum to 1.
@@ -140,7 +140,7 @@ def rlw_weights(key: jax.Array, tasks: int) -> Float[Array, " tasks"]:
         >>> round(float(rlw_weights(jax.random.key(0), 3).sum()), 4)
         1.0
     """
-    return jax.nn.softmax(jax.random.normal(key, (_checked_count(tasks),)))
+    return jax.nn.softmax(jax.random.normal(key, (_checked_count(T),)))
 
 
 def dwa_weights(history: Float[Array, "tasks epochs"], tau: float = 2.0) -> Float[Array, " tasks"]:
@@ -177,7 +177,7 @@ def dwa_weights(history: Float[Array, "tasks epochs"], tau: float = 2.0) -> Floa
 
 
 def famo_loss(
-    losses: Float[Array, " tasks"],
+    L: Float[Array, " tasks"],
     xi: Float[Array, " tasks"],
     min_losses: float | Float[Array, " tasks"] = 0.0,
     eps: float = 1e-8,
@@ -188,7 +188,7 @@ def famo_loss(
     (z_i / D_i)``.
 
     Args:
-        losses: ``[T]``, above ``min_losses``.
+        L: losses ``[T]``, above ``min_losses``.
         xi: ``[T]``, the logits of the weights.
         min_losses: b, a lower bound of each loss.
         eps: added inside the logarithm.
@@ -197,7 +197,7 @@ def famo_loss(
         A scalar; differentiate with respect to the losses.
 
     Raises:
-        ValueError: losses that are not ``[T]`` with T >= 1, or xi of another shape.
+        ValueError: L that is not ``[T]`` with T >= 1, or xi of another shape.
 
     Source:
         arXiv:2306.03792, Algorithm 1 and Equation 10.
@@ -208,19 +208,19 @@ def famo_loss(
         >>> round(float(weights.sum()), 4)
         1.0
     """
-    losses = _checked_losses(losses)
-    _same_shape("xi", xi, losses)
+    L = _checked_losses("L", L)
+    _same_shape("xi", xi, L)
     weights = jax.nn.softmax(xi)
-    above = jnp.maximum(losses - min_losses + eps, eps)
+    above = jnp.maximum(L - min_losses + eps, eps)
     scale = jax.lax.stop_gradient(1 / jnp.sum(weights / above))
     return scale * jnp.sum(weights * jnp.log(above))
 
 
-def famo_init(tasks: int, dtype: jax.typing.DTypeLike = jnp.float32) -> tuple[Array, optax.OptState]:
+def famo_init(T: int, dtype: jax.typing.DTypeLike = jnp.float32) -> tuple[Array, optax.OptState]:
     """The start of FAMO's weights: zero logits and Adam's moments.
 
     Args:
-        tasks: T.
+        T: number of tasks.
         dtype: of the logits.
 
     Returns:
@@ -236,15 +236,15 @@ def famo_init(tasks: int, dtype: jax.typing.DTypeLike = jnp.float32) -> tuple[Ar
         >>> famo_init(3)[0].shape
         (3,)
     """
-    xi = jnp.zeros(_checked_count(tasks), dtype)
+    xi = jnp.zeros(_checked_count(T), dtype)
     return xi, optax.scale_by_adam().init(xi)
 
 
 def famo_update(
     xi: Float[Array, " tasks"],
     opt_state: optax.OptState,
-    losses_before: Float[Array, " tasks"],
-    losses_after: Float[Array, " tasks"],
+    L_before: Float[Array, " tasks"],
+    L_after: Float[Array, " tasks"],
     *,
     learning_rate: chex.Numeric = 0.025,
     gamma: chex.Numeric = 1e-3,
@@ -259,8 +259,8 @@ def famo_update(
     Args:
         xi: ``[T]``.
         opt_state: Adam's moments, from `famo_init`.
-        losses_before: ``[T]``, at the parameters before the step.
-        losses_after: ``[T]``, on the same batch at the parameters after it.
+        L_before: losses ``[T]`` at the parameters before the step.
+        L_after: losses ``[T]`` on the same batch at the parameters after it.
         learning_rate: of the logits.
         gamma: weight decay of the logits.
         min_losses: b, a lower bound of each loss.
@@ -270,7 +270,7 @@ def famo_update(
         ``(xi, opt_state)``.
 
     Raises:
-        ValueError: losses that are not ``[T]`` with T >= 1, or shapes that differ.
+        ValueError: L_before that is not ``[T]`` with T >= 1, or shapes that differ.
 
     Source:
         arXiv:2306.03792, Algorithm 1 and Equation 11.
@@ -282,11 +282,11 @@ def famo_update(
         >>> [round(float(x), 3) for x in xi]
         [-0.025, 0.025]
     """
-    losses_before = _checked_losses(losses_before)
-    _same_shape("losses_after", losses_after, losses_before)
-    _same_shape("xi", xi, losses_before)
+    L_before = _checked_losses("L_before", L_before)
+    _same_shape("L_after", L_after, L_before)
+    _same_shape("xi", xi, L_before)
     log_before, log_after = (
-        jnp.log(jnp.maximum(losses - min_losses + eps, eps)) for losses in (losses_before, losses_after)
+        jnp.log(jnp.maximum(losses - min_losses + eps, eps)) for losses in (L_before, L_after)
     )
     delta = log_before - log_after
     weights = jax.nn.softmax(xi)
@@ -295,16 +295,16 @@ def famo_update(
     return (xi - learning_rate * update).astype(xi.dtype), opt_state  # pyright: ignore[reportOperatorIssue]
 
 
-def _checked_count(tasks: int) -> int:
-    if tasks < 1:
-        raise ValueError(f"tasks: expected at least one task, got {tasks}")
-    return tasks
+def _checked_count(T: int) -> int:
+    if T < 1:
+        raise ValueError(f"T: expected at least one task, got {T}")
+    return T
 
 
-def _checked_losses(losses: Array) -> Array:
+def _checked_losses(name: str, losses: Array) -> Array:
     losses = jnp.asarray(losses)
     if losses.ndim != 1 or losses.shape[0] == 0:
-        raise ValueError(f"losses: expected shape [T] with T >= 1, got {losses.shape}")
+        raise ValueError(f"{name}: expected shape [T] with T >= 1, got {losses.shape}")
     return losses.astype(jnp.promote_types(losses.dtype, jnp.float32))
 
 

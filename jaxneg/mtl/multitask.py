@@ -123,8 +123,8 @@ def multitask(
 ) -> aggregating.Aggregator:
     """A multi-task method as an optax link that removes the leading task axis.
 
-    ``update(jac, state, params, losses=L, key=key) -> (g, state)`` with ``g = sum_i w_i J_i`` on the shared
-    parameters.
+    ``update(stacked_grads, state, params, losses=L, key=key) -> (g, state)`` with ``g = sum_i w_i J_i`` on the
+    shared parameters.
 
     Methods of the Gram matrix: "mgda", "pcgrad" (needs ``key=``), "cagrad", "imtl_g", "nash" (max_norm=1 by
     default), "fairgrad", "aligned_mtl", "upgrad", "dualproj". Methods of the losses (need ``losses=``): "si",
@@ -204,9 +204,11 @@ def multitask(
         del params, extra_args
         tasks = task_count(updates)
         if n_tasks is not None and tasks != n_tasks:
-            raise ValueError(f"jac: expected n_tasks={n_tasks} on the leading axis, got {tasks}")
+            raise ValueError(f"stacked_grads: expected n_tasks={n_tasks} on the leading axis, got {tasks}")
         if losses is not None and losses.shape != (tasks,):
-            raise ValueError(f"losses: expected shape ({tasks},), the task axis of jac, got {losses.shape}")
+            raise ValueError(
+                f"losses: expected shape ({tasks},), the task axis of the gradients, got {losses.shape}"
+            )
         if losses is None and rule.reads_losses:
             raise ValueError(f"losses: method {name!r} weighs by the losses; pass update(..., losses=losses)")
         if key is None and rule.draws:
@@ -243,12 +245,12 @@ def multitask(
     return aggregating.Aggregator(init, update)
 
 
-def famo_observe(opt_state: Any, losses_after: Float[Array, " tasks"]) -> Any:
+def famo_observe(opt_state: Any, L_after: Float[Array, " tasks"]) -> Any:
     """Tells FAMO, wherever it stands in an optimiser's state, the losses after the step on the same batch.
 
     Args:
         opt_state: the state of ``multitask("famo", after="same", n_tasks=T)`` or of a chain that holds it.
-        losses_after: ``[T]``.
+        L_after: ``[T]``.
 
     Returns:
         The state with FAMO's logits moved by `famo_update`.
@@ -275,16 +277,16 @@ def famo_observe(opt_state: Any, losses_after: Float[Array, " tasks"]) -> Any:
     if not any(is_famo(node) for node in jax.tree.leaves(opt_state, is_leaf=is_famo)):
         raise ValueError("opt_state: expected the state of a chain that holds multitask('famo'), found none")
     return jax.tree.map(
-        lambda node: _observed(node, losses_after) if is_famo(node) else node, opt_state, is_leaf=is_famo
+        lambda node: _observed(node, L_after) if is_famo(node) else node, opt_state, is_leaf=is_famo
     )
 
 
-def _observed(state: FamoState, losses_after: Array) -> FamoState:
+def _observed(state: FamoState, L_after: Array) -> FamoState:
     xi, opt_state = scalar.famo_update(
         state.xi,
         state.opt_state,
         state.losses,
-        losses_after.astype(state.losses.dtype),
+        L_after.astype(state.losses.dtype),
         learning_rate=state.learning_rate,
         gamma=state.gamma,
         min_losses=state.min_losses,

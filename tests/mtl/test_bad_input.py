@@ -109,20 +109,20 @@ METHOD_OPTIONS = {
     "pcgrad eps": (lambda: pcgrad(G, key=KEY, eps=-1.0), "eps: expected at least 0, got -1.0"),
     "gram empty": (
         lambda: gram({}),
-        "jac: expected at least one array with a leading task axis, got an empty pytree",
+        "stacked_grads: expected at least one array with a leading task axis, got an empty pytree",
     ),
-    "gram no task": (lambda: gram({"w": jnp.ones((0, 2))}), "jac: expected at least one task"),
+    "gram no task": (lambda: gram({"w": jnp.ones((0, 2))}), "stacked_grads: expected at least one task"),
     "gram scalar": (
         lambda: gram({"w": jnp.ones(())}),
-        "jac['w']: expected a leading task axis, got a scalar",
+        "stacked_grads['w']: expected a leading task axis, got a scalar",
     ),
     "gram disagreement": (
         lambda: gram({"a": jnp.ones((3, 2)), "b": jnp.ones((2, 2))}),
-        "jac['b']: expected 3 tasks on the leading axis, got shape (2, 2)",
+        "stacked_grads['b']: expected 3 tasks on the leading axis, got shape (2, 2)",
     ),
     "combine": (
         lambda: combine(jnp.ones(2), JAC),
-        "weights: expected shape (3,), one for each task of jac, got (2,)",
+        "w: expected shape (3,), one for each task of stacked_grads, got (2,)",
     ),
 }
 
@@ -137,23 +137,23 @@ def test_option_of_a_method(mistake):
 def test_types():
     with pytest.raises(TypeError, match=re.escape("orders: expected integers, got float32")):
         pcgrad(G, jnp.zeros((3, 3)))
-    with pytest.raises(TypeError, match=re.escape("jac['w']: expected floating point, got int32")):
+    with pytest.raises(TypeError, match=re.escape("stacked_grads['w']: expected floating point, got int32")):
         gram({"w": jnp.ones((3, 2), jnp.int32)})
 
 
 HISTORY = "history: expected shape [T, epochs] with T >= 1, got"
 LOSS_MISTAKES = {
-    "equal": (lambda: equal_weights(0), "tasks: expected at least one task, got 0"),
-    "rlw": (lambda: rlw_weights(KEY, 0), "tasks: expected at least one task, got 0"),
-    "famo_init": (lambda: famo_init(0), "tasks: expected at least one task, got 0"),
-    "si scalar": (lambda: si(jnp.ones(())), "losses: expected shape [T] with T >= 1, got ()"),
-    "gls none": (lambda: gls(jnp.ones(0)), "losses: expected shape [T] with T >= 1, got (0,)"),
-    "uw batch": (lambda: uw(jnp.ones((2, 3)), ONES), "losses: expected shape [T] with T >= 1, got (2, 3)"),
+    "equal": (lambda: equal_weights(0), "T: expected at least one task, got 0"),
+    "rlw": (lambda: rlw_weights(KEY, 0), "T: expected at least one task, got 0"),
+    "famo_init": (lambda: famo_init(0), "T: expected at least one task, got 0"),
+    "si scalar": (lambda: si(jnp.ones(())), "L: expected shape [T] with T >= 1, got ()"),
+    "gls none": (lambda: gls(jnp.ones(0)), "L: expected shape [T] with T >= 1, got (0,)"),
+    "uw batch": (lambda: uw(jnp.ones((2, 3)), ONES), "L: expected shape [T] with T >= 1, got (2, 3)"),
     "uw s": (lambda: uw(ONES, jnp.ones(2)), "s: expected shape (3,), one for each task, got (2,)"),
     "famo xi": (lambda: famo_loss(ONES, jnp.ones(2)), "xi: expected shape (3,), one for each task, got (2,)"),
     "famo after": (
         lambda: famo_update(*famo_init(3), ONES, jnp.ones(2)),
-        "losses_after: expected shape (3,), one for each task, got (2,)",
+        "L_after: expected shape (3,), one for each task, got (2,)",
     ),
     "famo update": (
         lambda: famo_update(*famo_init(2), ONES, ONES),
@@ -369,7 +369,7 @@ UPDATE_MISTAKES = {
     "task axis": (
         lambda: update(multitask("mgda", n_tasks=2)),
         ValueError,
-        "jac: expected n_tasks=2 on the leading axis, got 3",
+        "stacked_grads: expected n_tasks=2 on the leading axis, got 3",
     ),
     "losses missing": (
         lambda: update(multitask("gls")),
@@ -384,7 +384,7 @@ UPDATE_MISTAKES = {
     "losses": (
         lambda: update(multitask("mgda"), losses=jnp.ones(2)),
         ValueError,
-        "losses: expected shape (3,), the task axis of jac, got (2,)",
+        "losses: expected shape (3,), the task axis of the gradients, got (2,)",
     ),
     "key missing": (
         lambda: update(multitask("pcgrad")),
@@ -404,12 +404,12 @@ UPDATE_MISTAKES = {
     "integer jacobian": (
         lambda: update(multitask("mgda"), {"w": jnp.ones((3, 2), jnp.int32)}),
         TypeError,
-        "jac['w']: expected floating point, got int32",
+        "stacked_grads['w']: expected floating point, got int32",
     ),
     "leaves that disagree": (
         lambda: update(multitask("mgda"), {"a": jnp.ones((3, 2)), "b": jnp.ones((2, 2))}),
         ValueError,
-        "jac['b']: expected 3 tasks on the leading axis, got shape (2, 2)",
+        "stacked_grads['b']: expected 3 tasks on the leading axis, got shape (2, 2)",
     ),
 }
 
@@ -432,6 +432,6 @@ def test_observing_without_famo():
 def test_observing_other_losses():
     link = multitask("famo", n_tasks=3, after="same")
     with pytest.raises(
-        ValueError, match=re.escape("losses_after: expected shape (3,), one for each task, got (2,)")
+        ValueError, match=re.escape("L_after: expected shape (3,), one for each task, got (2,)")
     ):
         famo_observe(link.init({}), jnp.ones(2))

@@ -366,15 +366,23 @@ LIBMTL = {
 
 @pytest.mark.parametrize("name", LIBMTL)
 def test_libmtl(vectors, x64, name):
+    """The direction, and the weights where the gradients are independent, so that it determines them."""
     method, tolerance, unsolved = LIBMTL[name]
-    errors = {}
+    # LibMTL's Nash-MTL returns its weights from before the clip.
+    unclipped = method.removesuffix("_clipped")
+    directions, weights = {}, {}
     for case, J, _, expected in _arrays(vectors, "libmtl_stateless", f"{name}__dir"):
-        full_rank = np.linalg.matrix_rank(J) == J.shape[0]
-        if case not in unsolved and (full_rank or name != "imtl"):
+        independent = np.linalg.matrix_rank(J) == J.shape[0]
+        if case not in unsolved and (independent or name != "imtl"):
             # LibMTL's Aligned-MTL prefers each task by 1, not by 1/T.
             pref = (np.ones(len(J)),) if name == "aligned" else ()
-            errors[case] = _direction_error(case, J, _weights(method, J, *pref) @ J, expected)
-    _none_above(errors, tolerance)
+            directions[case] = _direction_error(case, J, _weights(method, J, *pref) @ J, expected)
+            if independent:
+                expected_weights = vectors["libmtl_stateless"][f"{case}__{name}__weights"]
+                weights[case] = _apart(_weights(unclipped, J, *pref), expected_weights)
+    assert weights
+    _none_above(directions, tolerance)
+    _none_above(weights, tolerance)
 
 
 # --- PCGrad ------------------------------------------------------------------------------------------------
