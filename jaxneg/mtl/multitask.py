@@ -123,8 +123,8 @@ def multitask(
 ) -> aggregating.Aggregator:
     """A multi-task method as an optax link that removes the leading task axis.
 
-    ``update(stacked_grads, state, params, losses=L, key=key) -> (g, state)`` with ``g = sum_i w_i J_i`` on the
-    shared parameters.
+    ``update(stacked_grads, state, params, losses=L, key=key) -> (g, state)`` with ``g = sum_i w_i J_i`` on
+    the shared parameters.
 
     Methods of the Gram matrix: "mgda", "pcgrad" (needs ``key=``), "cagrad", "imtl_g", "nash" (max_norm=1 by
     default), "fairgrad", "aligned_mtl", "upgrad", "dualproj". Methods of the losses (need ``losses=``): "si",

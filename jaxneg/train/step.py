@@ -6,7 +6,8 @@ link of the optax chain aggregates it. Everything that a step needs is in its st
 repeats the run that was never stopped: the random key of step n is ``fold_in(state.key, n)``.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -22,7 +23,7 @@ from jaxneg.train.mesh import MIN_SIZE, Rules, batch_shardings, path_name, shard
 Params = Any
 Batch = Any
 Metrics = dict[str, Array]
-LossFn = Callable[[Params, Batch, PRNGKeyArray], tuple[Array, dict[str, ArrayLike]]]
+LossFn = Callable[[Params, Batch, PRNGKeyArray], tuple[Array, Mapping[str, ArrayLike]]]
 
 
 BATCH_SPEC = P("data")
@@ -52,11 +53,13 @@ class Precision(NamedTuple):
       params: Type of the parameters and of their gradients.
       compute: Type to which parameters and floating-point batch arrays are cast before the loss function.
       output: Type to which losses and floating-point auxiliary values are cast.
+      keep: Regular expression for the paths of batch arrays that are not cast, such as ``"ref_seq_nll"``.
     """
 
     params: DTypeLike = jnp.float32
     compute: DTypeLike = jnp.bfloat16
     output: DTypeLike = jnp.float32
+    keep: str | None = None
 
 
 def init_state(
@@ -113,8 +116,8 @@ def make_step(
     ``losses`` and ``key``; with a scalar loss the gradient and ``value`` and ``key``.
 
     Args:
-      loss_fn: ``(params, batch, key) -> (loss, aux)`` with ``loss`` a scalar or ``[T]`` and ``aux`` a dict of
-        scalars or small arrays, which go into the metrics.
+      loss_fn: ``(params, batch, key) -> (loss, aux)`` with ``loss`` a scalar or ``[T]`` and ``aux`` a mapping
+        of scalars or small arrays, which go into the metrics.
       tx: An optax transformation; for task losses one that starts with an aggregator.
       accumulate: Number of microbatches into which a batch is split; their gradients are averaged, with the
         weights ``aux["weight"]`` (a scalar, or one for each task) if the loss function gives them: the number
@@ -135,7 +138,7 @@ def make_step(
       ValueError: For an option that does not exist, T = 0, a loss of higher rank, an empty batch, a batch
         that does not split into microbatches, aux that hides a metric.
       TypeError: For a parameter that is not floating-point or not of ``precision.params``, aux that is not a
-        dict.
+        mapping.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -153,7 +156,7 @@ def make_step(
 
     def evaluate(params: Params, batch: Batch, key: PRNGKeyArray) -> tuple[Array, dict[str, Array]]:
         if precision:
-            params, batch = _cast((params, batch), precision.compute)
+            params, batch = _cast(params, precision.compute), _cast(batch, precision.compute, precision.keep)
         loss, aux = _checked_loss(loss_fn(_gathered(params, batch), batch, key))
         return _cast((loss, aux), precision.output) if precision else (loss, aux)
 
@@ -367,11 +370,12 @@ def _norm(tree: Any, keep: int = 0) -> Array:
     return jnp.sqrt(sum(map(squares, jax.tree.leaves(tree)), jnp.zeros(())))
 
 
-def _cast(tree: Any, dtype: DTypeLike) -> Any:
-    def cast(leaf: Array) -> Array:
-        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+def _cast(tree: Any, dtype: DTypeLike, keep: str | None = None) -> Any:
+    def cast(path: tuple[Any, ...], leaf: Array) -> Array:
+        kept = keep is not None and re.search(keep, path_name(path))
+        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) and not kept else leaf
 
-    return jax.tree.map(cast, tree)
+    return jax.tree_util.tree_map_with_path(cast, tree)
 
 
 def _gathered(params: Params, batch: Batch) -> Params:
@@ -416,8 +420,8 @@ def _checked_loss(result: Any) -> tuple[Array, dict[str, Array]]:
     if not (isinstance(result, tuple) and len(result) == 2):
         raise TypeError(f"loss_fn: expected (loss, aux), got {type(result).__name__}")
     loss, aux = jnp.asarray(result[0]), result[1]
-    if not isinstance(aux, dict):
-        raise TypeError(f"loss_fn: expected aux to be a dict, got {type(aux).__name__}")
+    if not isinstance(aux, Mapping):
+        raise TypeError(f"loss_fn: expected aux to be a mapping, got {type(aux).__name__}")
     if loss.ndim > 1:
         raise ValueError(f"loss_fn: expected a scalar loss or one for each task, got shape {loss.shape}")
     if loss.shape == (0,):

@@ -350,7 +350,7 @@ def _reference_nll(part: str, ref_output: Array, logits: Array, labels: Array) -
     if ref_output.dtype not in (jnp.float32, jnp.float64):
         raise TypeError(
             f"ref_outputs[{part!r}]: expected float32 or float64, got {ref_output.dtype}: a sum over tokens"
-            " does not survive a narrower dtype; let no precision policy cast it"
+            " does not survive a narrower dtype; train.Precision(keep='ref_seq_nll') leaves it as it is"
         )
     return jax.lax.stop_gradient(ref_output)
 

@@ -256,6 +256,20 @@ def test_mixed_precision():
     assert_close(state.params, full.params, rtol=3e-2, atol=3e-2)
 
 
+def test_precision_keeps_the_arrays_that_it_is_told_to():
+    def loss_fn(params, batch, key):
+        return jnp.mean(params * batch["x"]), {
+            "narrow": jnp.float32(batch["x"].dtype == jnp.bfloat16),
+            "kept": jnp.float32(batch["forget"]["ref_seq_nll"].dtype == jnp.float32),
+        }
+
+    tx = optax.sgd(0.1)
+    step = make_step(loss_fn, tx, precision=Precision(keep="ref_seq_nll$"))
+    batch = {"x": jnp.ones(4), "forget": {"ref_seq_nll": jnp.ones(4)}}
+    _, metrics = step(init_state(jnp.ones(4), tx, KEY), batch)
+    assert (metrics["narrow"], metrics["kept"]) == (1, 1)
+
+
 def test_precision_casts_the_initial_parameters():
     tx = optax.sgd(0.1)
     state = init_state(network(), tx, KEY, precision=Precision(params=jnp.bfloat16))
@@ -303,7 +317,7 @@ def test_option_that_does_not_exist(options, message):
         ((jnp.zeros(0), {}), ValueError, r"at least one task, got losses of shape \(0,\)"),
         ((jnp.zeros((2, 2)), {}), ValueError, r"a scalar loss or one for each task, got shape \(2, 2\)"),
         ((jnp.int32(1), {}), TypeError, "a floating-point loss, got int32"),
-        ((jnp.ones(()), 3.0), TypeError, "expected aux to be a dict, got float"),
+        ((jnp.ones(()), 3.0), TypeError, "expected aux to be a mapping, got float"),
         (jnp.ones(()), TypeError, r"expected \(loss, aux\), got"),
         ((jnp.ones(()), {"grad_norm": 1.0}), ValueError, r"\['grad_norm'\] would hide"),
     ],
