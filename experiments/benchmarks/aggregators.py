@@ -1,15 +1,18 @@
 """Task weights and whole aggregations beside torchjd's, on the same CPU and the same numbers.
 
 Three questions: how long weights take from a given Gram matrix (or, for the methods of the losses, from the
-losses), how long the aggregation of a stacked Jacobian takes, and how good both answers are. Torch runs in
-one thread; XLA as it comes. Each program goes round the same few inputs, so that no solver is warmed by the
-answer of the call before. torchjd has no methods of the losses: LibMTL's arithmetic is written out for these.
+losses), how long the aggregation of a stacked Jacobian takes, and how good both answers are. Both run on one
+core, in a process of their own; the aggregation once more on all cores, with as many torch threads. Each
+program goes round the same few inputs, so that no solver is warmed by the answer of the call before. torchjd
+has no methods of the losses: LibMTL's arithmetic is written out for these.
 """
 
 import importlib
 import itertools
+import multiprocessing
 import os
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -65,38 +68,67 @@ def run(repeats: int = 21) -> dict[str, Any]:
         repeats: pairs of samples for each comparison.
 
     Returns:
-        ``settings``; ``weights`` and ``losses`` by "T=<tasks>" and method; ``aggregation`` by "T=<tasks>
-        P=<parameters>" and method. ``ratio_median`` is the peer's time over ours. ``residual`` and
-        ``peer_residual`` say how far from the method's own condition the worst answer is (see `residuals`),
-        ``apart`` how far the two combined gradients are from each other, relatively.
-        ``read_twice_seconds`` is the time of two sums over the Jacobian, the least an aggregation can take.
+        ``settings``; ``weights`` and ``losses`` by "T=<tasks>" and method; ``aggregation`` and
+        ``aggregation_on_all_cores`` by "T=<tasks> P=<parameters>" and method. ``ratio_median`` is the peer's
+        time over ours. ``residual`` and ``peer_residual`` say how far from the method's own condition the
+        worst answer is (see `residuals`), ``apart`` how far the two combined gradients are from each other,
+        relatively. ``read_twice_seconds`` is the time of two sums over the Jacobian, the least an aggregation
+        can take.
 
     Raises:
         ImportError: torch or torchjd is not installed.
     """
+    torch, _ = _peers()
+    cores = _cores()
+    everything = _in_a_process(cores[:1], _measure, repeats)
+    if len(cores) > 1:
+        everything["aggregation_on_all_cores"] = _in_a_process(cores, _aggregations, repeats)
+    settings = {
+        "torch": torch.__version__,
+        "cores": f"1, and {len(cores)} for aggregation_on_all_cores",
+        "torch threads": "one for each core",
+        "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false",
+        "dtype": "float32",
+        "inputs in turn": INPUTS,
+    }
+    return {"settings": settings, **everything}
+
+
+def _cores() -> list[int]:
+    """The cores that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+
+
+def _in_a_process(cores: list[int], measure: Callable[[int], dict[str, Any]], repeats: int) -> dict[str, Any]:
+    """Measures on these cores only: the thread pools of jax and torch are as large as what they find."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, initializer=_settle, initargs=(cores,)) as pool:
+        return pool.submit(measure, repeats).result()
+
+
+def _settle(cores: list[int]) -> None:
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)
+    # A call that hands a small program to another thread measures the handing over.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    _peers()[0].set_num_threads(len(cores))
+
+
+def _measure(repeats: int) -> dict[str, Any]:
     torch, peers = _peers()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return {
-            "settings": {
-                "torch": torch.__version__,
-                "torch threads": 1,
-                "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
-                "XLA device": str(jax.devices()[0]),
-                "cores": len(os.sched_getaffinity(0)),
-                "dtype": "float32",
-                "inputs in turn": INPUTS,
-            },
-            "weights": {f"T={tasks}": _weights(torch, peers, tasks, repeats) for tasks in TASKS},
-            "losses": {f"T={tasks}": _losses(torch, tasks, repeats) for tasks in TASKS},
-            "aggregation": {
-                f"T={tasks} P={parameters}": _aggregation(torch, peers, tasks, parameters, repeats)
-                for tasks, parameters in JACOBIANS
-            },
-        }
-    finally:
-        torch.set_num_threads(threads)
+    return {
+        "weights": {f"T={tasks}": _weights(torch, peers, tasks, repeats) for tasks in TASKS},
+        "losses": {f"T={tasks}": _losses(torch, tasks, repeats) for tasks in TASKS},
+        "aggregation": _aggregations(repeats),
+    }
+
+
+def _aggregations(repeats: int) -> dict[str, Any]:
+    torch, peers = _peers()
+    return {
+        f"T={tasks} P={parameters}": _aggregation(torch, peers, tasks, parameters, repeats)
+        for tasks, parameters in JACOBIANS
+    }
 
 
 def residuals(method: str, G: np.ndarray, weights: np.ndarray) -> float:
@@ -202,7 +234,7 @@ def _weights(torch: ModuleType, peers: ModuleType, tasks: int, repeats: int) -> 
         )
         answers = [np.asarray(ours(*given)) for given in ours_inputs]
         peer_answers = [weighting(*given).numpy() for given in peer_inputs]
-        measured[name] = {
+        row = {
             **paired_ratio(_in_turn(ours, ours_inputs), _in_turn(weighting, peer_inputs), repeats),
             "residual": max(residuals(name, G, w) for G, w in zip(grams, answers, strict=True)),
             "peer_residual": max(residuals(name, G, w) for G, w in zip(grams, peer_answers, strict=True)),
@@ -211,7 +243,12 @@ def _weights(torch: ModuleType, peers: ModuleType, tasks: int, repeats: int) -> 
             if name == "pcgrad"
             else max(_apart(G, w, v) for G, w, v in zip(grams, answers, peer_answers, strict=True)),
         }
+        measured[name] = _known(row)
     return measured
+
+
+def _known(row: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in row.items() if not np.isnan(value)}
 
 
 def _apart(G: np.ndarray, weights: np.ndarray, peer_weights: np.ndarray) -> float:
@@ -246,7 +283,7 @@ def _aggregation(
         timing = paired_ratio(
             lambda ours=ours: ours(ours_J, key), lambda peer=aggregator: peer(peer_J), repeats
         )
-        measured[name] = {
+        row = {
             **timing,
             "read_twice_seconds": read_twice,
             "ours_over_read_twice": timing["ours_seconds"] / read_twice,
@@ -256,6 +293,7 @@ def _aggregation(
             if name in ("rlw", "pcgrad")
             else float(np.linalg.norm(answer - peer_answer) / np.linalg.norm(peer_answer)),
         }
+        measured[name] = _known(row)
     return measured
 
 

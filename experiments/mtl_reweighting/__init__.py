@@ -214,7 +214,8 @@ CLAIMS = (
         "The sum, PCGrad, UPGrad and uncertainty weighting are the worst of all.",
         "GradNorm, arXiv:1711.02257, Figure 2",
         "qualitative only; 7 in an independent prototype",
-        f"Least of these minus greatest of all other methods, {POINTS}; one value a seed.",
+        f"Least of these (uncertainty weighting at both its rates) minus greatest of all others, {POINTS};"
+        " one value a seed.",
         AtLeast(0),
     ),
     *(

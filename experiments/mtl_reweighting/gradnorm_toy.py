@@ -311,7 +311,7 @@ def draw(
         "lean to the small task": (LEAN_TO_SMALL, "tab:blue"),
         "equalise gradient norms": (EQUALISE_NORMS, "tab:purple"),
         "follow the large task": (FOLLOW_THE_LARGE, "tab:red"),
-        "in no claimed group": (METHODS[len(CLAIMED) :], "tab:gray"),
+        "in no ordered group": (METHODS[len(CLAIMED) :], "tab:gray"),
     }
     color = {method: color for members, color in groups.values() for method in members}
     figure = Figure(figsize=(8.5, 5.5), layout="constrained")
