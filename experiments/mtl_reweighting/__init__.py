@@ -81,8 +81,8 @@ PRESETS = {
     "smoke": Config(
         seeds=2,
         toy_steps=1000,
-        gradnorm_steps=100,
-        jacobians=3,
+        gradnorm_steps=50,
+        jacobians=2,
         tables=(tables.FALLBACK,),
         table_steps=20,
         table_batch=16,

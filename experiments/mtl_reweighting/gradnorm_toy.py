@@ -15,6 +15,7 @@ Source: GradNorm, arXiv:1711.02257, the toy example of Section 3 and Figure 2.
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -38,7 +39,7 @@ COMMON_STD, OWN_STD = 10.0, 3.5
 WIDTH, DEPTH = 100, 4
 BATCH = 128
 TEST_EXAMPLES = 2048
-CHUNK = 100
+CHUNK = 50
 """Steps between two reports, run as one call on the device."""
 
 
@@ -181,8 +182,7 @@ def begin_single_task(tasks: int, seeds: int) -> Training:
 def _training(
     step: Callable, transform: optax.GradientTransformation, tasks: int, seeds: int, apart: bool
 ) -> Training:
-    def begin(network_key: Array, run_key: Array) -> TrainState:
-        network = init_network(network_key, FEATURES, WIDTH, DEPTH, tasks, OUTPUTS)
+    def begin(network: Any, run_key: Array) -> TrainState:
         if not apart:
             return init_state(network, transform, run_key)
         return jax.vmap(lambda params: init_state(params, transform, run_key))(
@@ -192,8 +192,14 @@ def _training(
     def advance(state: TrainState, batches: dict[str, Array]) -> TrainState:
         return jax.lax.scan(lambda s, batch: (step(s, batch)[0], None), state, batches)[0]
 
-    state = jax.vmap(begin)(*jax.random.split(jax.random.key(1), (2, seeds)))
+    network_keys, run_keys = jax.random.split(jax.random.key(1), (2, seeds))
+    state = jax.vmap(begin)(_networks(network_keys, tasks), run_keys)
     return Training(jax.jit(jax.vmap(advance), donate_argnums=0), state)
+
+
+@partial(jax.jit, static_argnums=1)
+def _networks(keys: Array, tasks: int) -> Any:
+    return jax.vmap(lambda key: init_network(key, FEATURES, WIDTH, DEPTH, tasks, OUTPUTS))(keys)
 
 
 def train(

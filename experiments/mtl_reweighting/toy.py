@@ -356,8 +356,13 @@ def draw(key: str, descents: dict[str, Descents], steps: int) -> Figure:
 def _values(x: Float[np.ndarray, "*points 2"], scale: float) -> Float[np.ndarray, "*points 2"]:
     """The two losses at many points, in float64."""
     with float64_on_cpu():
-        values = jax.jit(jax.vmap(task_losses, (0, None)))(jnp.asarray(x).reshape(-1, 2), scale)
+        values = _losses_at(jnp.asarray(x).reshape(-1, 2), scale)
     return np.asarray(values).reshape(x.shape)
+
+
+@jax.jit
+def _losses_at(points: Float[Array, "points 2"], scale: Float[Array, ""]) -> Float[Array, "points 2"]:
+    return jax.vmap(task_losses, (0, None))(points, scale)
 
 
 def _clamp_at_zero(value: Float[Array, ""]) -> Float[Array, ""]:

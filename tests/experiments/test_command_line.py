@@ -239,6 +239,7 @@ def test_run_all_goes_on_after_a_failure(toy, capfd, monkeypatch):
     assert [(path / "report.json").exists() for path in ran] == [False, True]
 
 
+@pytest.mark.slow
 def test_killed_runs_go_on_to_the_same_result(tmp_path, toy_command):
     """SIGKILL between and inside stages, three times over; the result is that of a run left alone."""
     environment = os.environ | {"COLUMNS": "80"}

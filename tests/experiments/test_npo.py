@@ -213,6 +213,7 @@ def test_a_wrong_config(fields, message):
 
 
 @pytest.mark.parametrize("explicit", [False, True])
+@pytest.mark.slow
 def test_the_step_for_the_pod_on_a_small_mesh(explicit):
     """Two steps of a tiny model, sharded and not; at the first, NPO weighs every example with 1."""
     model = TransformerConfig(vocab=32, width=16, heads=4, hidden=32, scan=True, remat=True)

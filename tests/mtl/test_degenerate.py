@@ -41,7 +41,7 @@ JACOBIANS = {
 }
 
 
-@pytest.fixture(params=["float32", "float64"])
+@pytest.fixture(params=["float32", pytest.param("float64", marks=pytest.mark.slow)])
 def precision(request):
     with jax.enable_x64(request.param == "float64"):
         yield request.param

@@ -11,6 +11,8 @@ from jaxneg.mtl import aligned_mtl, cagrad, dualproj, fairgrad, gram, imtl_g, mg
 
 SYSTEM = "mtl_reweighting"
 
+PRECISIONS = ["float64", pytest.param("float32", marks=pytest.mark.slow)]
+
 # Names of arrays that belong to methods of a later issue, or that only parametrise others.
 NOT_COMPARED = {"torchjd_weights": {"config_dir", "pref"}, "pcgrad": {"perm"}}
 
@@ -206,7 +208,7 @@ def test_torchjd_nash(vectors, x64, name):
 # --- exact solvers -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("precision", ["float64", "float32"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", ["upgrad", "upgrad_pref", "dualproj"])
 def test_exact_dual_cone(vectors, precision, name):
     with jax.enable_x64(precision == "float64"):
@@ -219,7 +221,7 @@ def test_exact_dual_cone(vectors, precision, name):
     _none_above(errors, 1e-7 if precision == "float64" else 1e-4)
 
 
-@pytest.mark.parametrize("precision", ["float64", "float32"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_exact_mgda(vectors, precision):
     """The direction, or the objective where the shortest combination is zero and the weights are many."""
     tolerance = 1e-7 if precision == "float64" else 1e-4
@@ -242,7 +244,7 @@ def test_exact_mgda(vectors, precision):
     _none_above(errors, tolerance)
 
 
-@pytest.mark.parametrize("precision", ["float64", "float32"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("c", [0.5, 0.4])
 def test_exact_cagrad(vectors, precision, c):
     tolerance = 1e-7 if precision == "float64" else 1e-4
@@ -273,7 +275,7 @@ def _cagrad_objective(J, share, c):
     return share @ G.mean(1) + radius * np.sqrt(share @ G @ share + 1e-8)
 
 
-@pytest.mark.parametrize("precision", ["float64", "float32"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0])
 def test_exact_fair(vectors, precision, alpha):
     def tolerance(case):
@@ -291,7 +293,7 @@ def test_exact_fair(vectors, precision, alpha):
     _none_above(errors, tolerance)
 
 
-@pytest.mark.parametrize("precision", ["float64", "float32"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_exact_cagrad_fast(vectors, precision):
     errors = {}
     with jax.enable_x64(precision == "float64"):

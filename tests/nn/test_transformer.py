@@ -120,7 +120,7 @@ def test_rotary_scores_depend_on_the_distance_only():
     )
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_loop_over_the_layers_is_the_layers(remat):
     unrolled = transformer(SMALL)
     scanned = transformer(dataclasses.replace(SMALL, scan=True, remat=remat))
@@ -174,7 +174,9 @@ def next_token_loss(model):
 
 
 @pytest.mark.parametrize("explicit", [False, True])
-@pytest.mark.parametrize("name", [*CONFIGS, "scanned"])
+@pytest.mark.parametrize(
+    "name", ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt", "scanned"))]
+)
 def test_sharded_is_unsharded(name, explicit):
     config = CONFIGS.get(name, dataclasses.replace(SMALL, scan=True, remat=True))
     mesh = make_mesh({"data": 4, "model": 2}, explicit=explicit)

@@ -91,6 +91,7 @@ def is_writing(folder: Path) -> bool:
     return checkpoints.is_dir() and any("tmp" in name for name in os.listdir(checkpoints))
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_a_checkpoint_write_and_at_a_random_moment(cache, unbroken, tmp_path):
     process = start(cache, tmp_path)
     while not is_writing(tmp_path):
@@ -127,6 +128,7 @@ def test_a_run_killed_at_twenty_random_moments_ends_like_one_never_killed(cache,
     assert writes >= 1, "no kill fell into a write"
 
 
+@pytest.mark.slow
 def test_sigterm_saves_within_its_grace_time_and_exits_with_0(cache, unbroken, tmp_path):
     folder = tmp_path / "run"
     process = start(cache, folder, pause=0.02)

@@ -36,7 +36,7 @@ METHODS = {
     "si": {},
     "uw": {"n_tasks": TASKS},
 }
-QUICK = ("cagrad", "nash", "upgrad")
+QUICK = ("nash",)
 
 
 def examples(seed):

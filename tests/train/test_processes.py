@@ -66,6 +66,7 @@ def two(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_same_losses(one, two):
     assert [record["step"] for record in records(two)] == list(range(1, STEPS + 1))
     for ours, theirs in zip(records(two), one.history, strict=True):
@@ -73,6 +74,7 @@ def test_the_same_losses(one, two):
         np.testing.assert_allclose(ours["grad_norm"], theirs["grad_norm"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_checkpoints_of_two_processes_are_read_by_one(script, one, two):
     state = script["first_state"]()
     onto = shardings(state, make_mesh({"data": 2, "model": 4}), fsdp="data", min_size=1)
