@@ -7,8 +7,11 @@
 from jaxneg.mtl import losses, metrics
 from jaxneg.mtl.aligned_mtl import aligned_mtl
 from jaxneg.mtl.cagrad import cagrad
+from jaxneg.mtl.config import config
 from jaxneg.mtl.dualproj import dualproj
 from jaxneg.mtl.fairgrad import fairgrad
+from jaxneg.mtl.gradnorm import gradnorm_loss, gradnorm_weights
+from jaxneg.mtl.gradvac import gradvac
 from jaxneg.mtl.gram import combine, gram, gram_sharded
 from jaxneg.mtl.imtl_g import imtl_g
 from jaxneg.mtl.jacobian import task_grads
@@ -19,8 +22,11 @@ from jaxneg.mtl.losses import (
     famo_loss,
     famo_update,
     gls,
+    imtl_l,
     rlw_weights,
     si,
+    stch,
+    stch_log,
     uw,
 )
 from jaxneg.mtl.metrics import delta_m, delta_p_metric, delta_p_task, mean_rank
@@ -38,6 +44,7 @@ __all__ = [
     "aligned_mtl",
     "cagrad",
     "combine",
+    "config",
     "delta_m",
     "delta_p_metric",
     "delta_p_task",
@@ -50,9 +57,13 @@ __all__ = [
     "famo_observe",
     "famo_update",
     "gls",
+    "gradnorm_loss",
+    "gradnorm_weights",
+    "gradvac",
     "gram",
     "gram_sharded",
     "imtl_g",
+    "imtl_l",
     "losses",
     "mean_rank",
     "metrics",
@@ -62,6 +73,8 @@ __all__ = [
     "pcgrad",
     "rlw_weights",
     "si",
+    "stch",
+    "stch_log",
     "task_grads",
     "upgrad",
     "uw",

@@ -44,24 +44,45 @@ def imtl_g(G: Float[Array, "tasks tasks"], form: Literal["C", "G"] = "C") -> Flo
     G = checked_gram(G)
     if form not in ("C", "G"):
         raise ValueError(f"form: expected 'C' or 'G', got {form!r}")
-    tasks = G.shape[0]
-    norms = gradient_norms(G)
-    longest = jnp.max(norms)
-    norms = norms / jnp.where(longest > 0, longest, 1.0)
-    present = norms > ZERO_GRADIENT
-    safe = jnp.where(present, norms, 1.0)
-    if form == "C":
-        ones = present.astype(G.dtype)
-        scale = safe * jnp.where(longest > 0, longest, 1.0)
-        cosines = jnp.where(present[:, None] & present, G / (scale[:, None] * scale), 0.0)
-        v = _pseudo_solve(cosines, ones) / safe
-    else:
-        v = _pseudo_solve(G / jnp.where(longest > 0, longest, 1.0) ** 2, norms)
-    v = jnp.where(present, v, 0.0)
+    v = equal_projections(G, form)
     total = jnp.sum(v)
     vanishes = jnp.abs(total) < (1e-6 if G.dtype == jnp.float32 else 1e-12)
     weights = jnp.where(vanishes, 0.0, v / jnp.where(vanishes, 1.0, total))
-    return jnp.where(longest > 0, weights, 1 / tasks)
+    return jnp.where(jnp.any(jnp.diagonal(G) > 0), weights, 1 / G.shape[0])
+
+
+def equal_projections(
+    G: Float[Array, "tasks tasks"], form: Literal["C", "G"] = "C"
+) -> Float[Array, " tasks"]:
+    """The direction in which all projections onto unit gradients are equal, or nearest to it.
+
+    ``v = D^-1 C^+ 1`` (form "C") or ``v = G^+ d`` (form "G"), times the longest gradient's norm.
+
+    Args:
+        G: ``[T, T]``.
+        form: "C" or "G".
+
+    Returns:
+        ``[T]``; 0 for tasks without a gradient.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> equal_projections(jnp.diag(jnp.array([1.0, 4.0]))).tolist()
+        [2.0, 1.0]
+    """
+    norms = gradient_norms(G)
+    longest = jnp.max(norms)
+    longest = jnp.where(longest > 0, longest, 1.0)
+    norms = norms / longest
+    present = norms > ZERO_GRADIENT
+    safe = jnp.where(present, norms, 1.0)
+    if form == "C":
+        scale = safe * longest
+        cosines = jnp.where(present[:, None] & present, G / (scale[:, None] * scale), 0.0)
+        v = _pseudo_solve(cosines, present.astype(G.dtype)) / safe
+    else:
+        v = _pseudo_solve(G / longest**2, norms)
+    return jnp.where(present, v, 0.0)
 
 
 @jax.custom_jvp

@@ -1,11 +1,14 @@
-"""Weightings that read the losses alone: equal, random, average change, uncertainty, logarithmic, FAMO.
+"""Weightings that read the losses alone: equal, random, average change, uncertainty, impartial, smooth
+maximum, logarithmic, FAMO.
 
-Scalarisers (`si`, `gls`, `uw`, `famo_loss`) take the losses ``[T]`` of one step and return one number to
-differentiate; weightings (`equal_weights`, `rlw_weights`, `dwa_weights`) return constants ``[T]``.
+Scalarisers (`si`, `gls`, `uw`, `imtl_l`, `stch`, `famo_loss`) take the losses ``[T]`` of one step and return
+one number to differentiate; weightings (`equal_weights`, `rlw_weights`, `dwa_weights`) return constants
+``[T]``.
 
 Papers: GLS, arXiv:1904.08492; RLW, arXiv:2111.10603; DWA, arXiv:1803.10704, Section 3.2; uncertainty
 weighting, arXiv:1705.07115, Section 3.2; FAMO, arXiv:2306.03792, Algorithm 1. Scale invariance:
-arXiv:2202.01017, Section 5.
+arXiv:2202.01017, Section 5. IMTL-L: Liu et al., "Towards Impartial Multi-task Learning" (ICLR 2021). STCH:
+arXiv:2402.19078.
 """
 
 import chex
@@ -115,6 +118,107 @@ def uw(L: Float[Array, " tasks"], s: Float[Array, " tasks"]) -> Float[Array, ""]
     L = _checked_losses("L", L)
     _same_shape("s", s, L)
     return 0.5 * jnp.sum(jnp.exp(-s) * L + s)
+
+
+def imtl_l(L: Float[Array, " tasks"], s: Float[Array, " tasks"]) -> Float[Array, ""]:
+    """Impartial losses: all scaled losses learn to be 1.
+
+    ``sum_i (exp(s_i) L_i - s_i)``; s is learned with the model, ``d/ds_i = exp(s_i) L_i - 1``. It is twice
+    `uw` with -s.
+
+    Args:
+        L: losses ``[T]``.
+        s: ``[T]``, the logarithms of the scales; start at 0.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: L that is not ``[T]`` with T >= 1, or s of another shape.
+
+    Source:
+        Liu et al., "Towards Impartial Multi-task Learning" (ICLR 2021), IMTL-L.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(imtl_l(jnp.array([1.0, 3.0]), jnp.zeros(2)))
+        4.0
+    """
+    L = _checked_losses("L", L)
+    _same_shape("s", s, L)
+    return jnp.sum(jnp.exp(s) * L - s)
+
+
+def stch(
+    L: Float[Array, " tasks"],
+    mu: float = 1.0,
+    pref: Float[Array, " tasks"] | None = None,
+    ref: Float[Array, " tasks"] | float = 0.0,
+) -> Float[Array, ""]:
+    """Smooth Tchebycheff scalarisation: a smooth maximum of the preferred distances to a reference.
+
+    ``mu log sum_i exp(p_i (L_i - z_i) / mu)``; as mu goes to 0, ``max_i p_i (L_i - z_i)``.
+
+    Args:
+        L: losses ``[T]``.
+        mu: smoothing, positive.
+        pref: preference p ``[T]``; 1/T each where None.
+        ref: the ideal losses z, ``[T]`` or one number.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: L that is not ``[T]`` with T >= 1, pref or ref of another shape, or mu <= 0.
+
+    Source:
+        arXiv:2402.19078, the smooth Tchebycheff scalarization.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> round(float(stch(jnp.array([1.0, 3.0]), mu=0.01)), 4)
+        1.5
+    """
+    L = _checked_losses("L", L)
+    if pref is not None:
+        _same_shape("pref", pref, L)
+    if jnp.ndim(ref):
+        _same_shape("ref", jnp.asarray(ref), L)
+    if mu <= 0:
+        raise ValueError(f"mu: expected a positive number, got {mu}")
+    pref = jnp.asarray(1 / L.shape[0] if pref is None else pref, L.dtype)
+    return mu * jax.nn.logsumexp(pref * (L - ref) / mu)
+
+
+def stch_log(L: Float[Array, " tasks"], nadir: Float[Array, " tasks"], mu: float = 1.0) -> Float[Array, ""]:
+    """Smooth Tchebycheff scalarisation of the logarithms of losses over their nadir, for training networks.
+
+    ``T mu log sum_i exp(log(L_i / n_i) / mu)``; its gradient weights task i by ``T softmax(l / mu)_i / L_i``.
+
+    Args:
+        L: losses ``[T]``, positive.
+        nadir: n ``[T]``, positive: the average losses of an epoch after the warm-up.
+        mu: smoothing, positive.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: L that is not ``[T]`` with T >= 1, nadir of another shape, or mu <= 0.
+
+    Source:
+        The released code of arXiv:2402.19078 for deep multi-task learning.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> round(float(stch_log(jnp.array([1.0, 3.0]), jnp.array([1.0, 3.0]))), 4)
+        1.3863
+    """
+    L = _checked_losses("L", L)
+    _same_shape("nadir", nadir, L)
+    if mu <= 0:
+        raise ValueError(f"mu: expected a positive number, got {mu}")
+    return L.shape[0] * mu * jax.nn.logsumexp(jnp.log(L / nadir + 1e-20) / mu)
 
 
 def rlw_weights(key: jax.Array, T: int) -> Float[Array, " tasks"]:

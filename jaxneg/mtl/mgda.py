@@ -34,10 +34,9 @@ def mgda(
 
     Args:
         G: ``[T, T]``.
-        solver: "exact", interior point of at most 30 steps; "frank_wolfe", at most
-            100 steps, stops at a step below 1e-3 and may end some percent above the minimum; "pgd", projected
-            gradient from the best pair, at most 250 steps. The last two are the usual approximations and are
-            not differentiated.
+        solver: "exact", interior point of at most 30 steps; "frank_wolfe", at most 100 steps, stops at a step
+            below 1e-3; "pgd", projected gradient from the best pair, at most 250 steps. The last two are the
+            usual approximations: they may stop some percent above the minimum, and are not differentiated.
         normalizer: "none", "l2", "loss" or "loss+".
         losses: ``[T]``, for the last two normalizers.
         return_info: whether to return a `SolverInfo` too; its residual is ``(w^T G w - min_i (G w)_i) T / tr

@@ -19,13 +19,17 @@ from optax.experimental import aggregating
 from jaxneg.mtl import losses as scalar
 from jaxneg.mtl.aligned_mtl import aligned_mtl
 from jaxneg.mtl.cagrad import cagrad
+from jaxneg.mtl.config import config
 from jaxneg.mtl.dualproj import dualproj
 from jaxneg.mtl.fairgrad import fairgrad
+from jaxneg.mtl.gradnorm import gradnorm_loss, gradnorm_weights
+from jaxneg.mtl.gradvac import gradvac
 from jaxneg.mtl.gram import combine, gram, task_count
 from jaxneg.mtl.imtl_g import imtl_g
 from jaxneg.mtl.mgda import mgda
 from jaxneg.mtl.nash import clipped, nash
 from jaxneg.mtl.pcgrad import pcgrad
+from jaxneg.mtl.solvers import gradient_norms
 from jaxneg.mtl.upgrad import upgrad
 
 _GRAM_METHODS: dict[str, Callable[..., Any]] = {
@@ -38,6 +42,7 @@ _GRAM_METHODS: dict[str, Callable[..., Any]] = {
     "aligned_mtl": aligned_mtl,
     "upgrad": upgrad,
     "dualproj": dualproj,
+    "config": config,
 }
 
 
@@ -71,11 +76,26 @@ class DwaEpochState(NamedTuple):
     seen: Int[Array, ""]
 
 
-class UwState(NamedTuple):
-    """State of uncertainty weighting: the log-variances and their optimiser's state."""
+class LearnedState(NamedTuple):
+    """State of uncertainty weighting and IMTL: what is learned for each task, and its optimiser's state."""
 
     s: Float[Array, " tasks"]
     opt_state: optax.OptState
+
+
+class StchState(NamedTuple):
+    """State of STCH by epochs: the sum of the losses that make the nadir, and how many have been seen."""
+
+    total: Float[Array, " tasks"]
+    seen: Int[Array, ""]
+
+
+class GradNormState(NamedTuple):
+    """State of GradNorm: what is learned, the sum of the first epoch's losses, and the steps seen."""
+
+    learned: LearnedState
+    total: Float[Array, " tasks"]
+    seen: Int[Array, ""]
 
 
 class FamoState(NamedTuple):
@@ -100,14 +120,23 @@ class _Asked(NamedTuple):
     state: Any
 
 
-class _Method(NamedTuple):
-    """How a method weighs, the state that it starts with, and what it reads."""
+class _Answer(NamedTuple):
+    """The weights, the method's next state, and what heads weigh in their own gradients' sum, if not 1."""
 
-    weigh: Callable[[_Asked], tuple[Array, Any]]
+    weights: Array
+    state: Any
+    heads: Array | None = None
+
+
+class _Method(NamedTuple):
+    """How a method weighs, the state that it starts with, what it reads, and whether it weighs losses."""
+
+    weigh: Callable[[_Asked], _Answer]
     init: Callable[[int], Any] | None = None
     reads_gram: bool = False
     reads_losses: bool = False
     draws: bool = False
+    weighs_losses: bool = False
     max_norm: float | None = None
 
 
@@ -126,21 +155,27 @@ def multitask(
     ``update(stacked_grads, state, params, losses=L, key=key) -> (g, state)`` with ``g = sum_i w_i J_i`` on
     the shared parameters.
 
-    Methods of the Gram matrix: "mgda", "pcgrad" (needs ``key=``), "cagrad", "imtl_g", "nash" (max_norm=1 by
-    default), "fairgrad", "aligned_mtl", "upgrad", "dualproj". Methods of the losses (need ``losses=``): "si",
-    "gls", "dwa", "uw", "famo". Neither: "equal", "rlw" (needs ``key=``).
+    Methods of the Gram matrix: "mgda", "pcgrad" and "gradvac" (need ``key=``), "cagrad", "imtl_g", "nash"
+    (max_norm=1 by default), "fairgrad", "aligned_mtl", "upgrad", "dualproj", "config". Methods of the losses
+    (need ``losses=``): "si", "gls", "dwa", "uw", "imtl_l", "stch", "famo". Of both: "imtl", "gradnorm".
+    Neither: "equal", "rlw" (needs ``key=``).
 
     "dwa" compares the mean of the latest ``window`` losses (25) with that of the ``window`` before, with
-    temperature ``tau`` (2); with ``steps_per_epoch=n`` it compares the last two epochs instead. "uw" learns
-    its log-variances (from ``init``, 0) with ``optimizer`` (Adam at 0.025). "famo" (``learning_rate`` 0.025,
-    ``gamma`` 1e-3, ``min_losses`` 0) takes the losses of the next call as those after the step; with
-    ``after="same"`` it waits for `famo_observe`. The paper's training also clips the shared gradient to norm
-    1: chain ``optax.clip_by_global_norm(1.0)`` behind it.
+    temperature ``tau`` (2); with ``steps_per_epoch=n`` it compares the last two epochs instead. "uw",
+    "imtl_l" and "imtl" learn a number for each task (from ``init``, 0) with ``optimizer`` (Adam at
+    0.025); "imtl" is IMTL-G on the gradients of the losses that "imtl_l" scales, and heads take these
+    too. "stch" takes ``mu`` (1), ``pref`` and ``ref``; with ``steps_per_epoch=n`` it is `stch_log` after
+    ``warmup_epochs`` (4) of "si" and one more that measures the nadir. "gradnorm" (``alpha`` 1.5) learns
+    with ``optimizer`` too, on the gradients of the shared leaves; its first ``steps_per_epoch`` (1) steps
+    weigh equally and give L0. "famo" (``learning_rate`` 0.025, ``gamma`` 1e-3, ``min_losses`` 0) takes
+    the losses of the next call as those after the step; with ``after="same"`` it waits for
+    `famo_observe`. The paper's training also clips the shared gradient to norm 1: chain
+    ``optax.clip_by_global_norm(1.0)`` behind it.
 
     Args:
         method: one of the names above, or a function ``G [T, T] -> w [T]``.
-        n_tasks: T, where the state depends on it: "dwa", "uw", "famo", and ``update_every`` above 1. Where
-            given, the state holds the latest weights.
+        n_tasks: T, where the state depends on it: methods that keep a state, and ``update_every`` above 1.
+            Where given, the state holds the latest weights.
         update_every: how many calls use the same weights (methods of the Gram matrix; Nash-MTL's clip is
             renewed in every call).
         scale: "native" leaves the weights as the method defines them, "sum" makes them sum to T, "mean" to 1
@@ -148,7 +183,8 @@ def multitask(
         shared: which leaves all tasks share: a predicate on the leaf's path, such as "trunk/dense/kernel", or
             a pytree of booleans like the parameters; None is all. Only these enter the Gram matrix.
         head_weighting: the other leaves get the sum of their tasks' gradients ("unit") or the w-weighted sum
-            ("task"). The default is "unit" for methods of the Gram matrix and "task" for the others.
+            ("task"). The default is "unit" for methods of the Gram matrix, and "task" for those of the losses
+            and GradNorm.
         **options: the method's own, as its function takes them.
 
     Returns:
@@ -174,8 +210,10 @@ def multitask(
     name = method if isinstance(method, str) else getattr(method, "__name__", "method")
     if update_every < 1:
         raise ValueError(f"update_every: expected at least 1, got {update_every}")
-    if update_every > 1 and not rule.reads_gram:
-        raise ValueError(f"update_every: only methods of the Gram matrix keep their weights, got {name!r}")
+    if update_every > 1 and (rule.weighs_losses or rule.init is not None):
+        raise ValueError(
+            f"update_every: only methods of the Gram matrix without a state keep their weights, got {name!r}"
+        )
     if scale not in ("native", "sum", "mean"):
         raise ValueError(f"scale: expected 'native', 'sum' or 'mean', got {scale!r}")
     if head_weighting not in (None, "unit", "task"):
@@ -185,7 +223,7 @@ def multitask(
     if n_tasks is None and (rule.init is not None or update_every > 1):
         what = "update_every > 1" if rule.init is None else f"method {name!r}"
         raise ValueError(f"n_tasks: {what} keeps a state for each task; pass n_tasks=T")
-    unit_heads = (head_weighting or ("unit" if rule.reads_gram else "task")) == "unit"
+    unit_heads = (head_weighting or ("task" if rule.weighs_losses else "unit")) == "unit"
 
     def init(params: optax.Params) -> MultitaskState:
         del params
@@ -218,28 +256,29 @@ def multitask(
         if rule.reads_gram and not trunk:
             raise ValueError("shared: expected at least one shared leaf, got none")
 
-        def solve() -> tuple[Array, Any]:
+        def solve() -> _Answer:
             return rule.weigh(
                 _Asked(tasks, gram(trunk) if rule.reads_gram else None, losses, key, state.method)
             )
 
         if update_every == 1:
-            weights, method_state = solve()
+            answer = solve()
         else:
-            method_state = state.method
-            weights = jax.lax.cond(
-                state.count % update_every == 0, lambda: solve()[0].astype(float), lambda: state.weights
+            kept = jax.lax.cond(
+                state.count % update_every == 0, lambda: solve().weights.astype(float), lambda: state.weights
             )
-        kept = state.weights if n_tasks is None else weights.astype(float)
-        weights = _scaled(weights, scale)
+            answer = _Answer(kept, state.method)
+        kept = state.weights if n_tasks is None else answer.weights.astype(float)
+        weights = _scaled(answer.weights, scale)
         trunk_weights = weights if rule.max_norm is None else clipped(weights, gram(trunk), rule.max_norm)
-        head_weights = jnp.ones_like(weights) if unit_heads else weights
+        unit_weights = jnp.ones_like(weights) if answer.heads is None else answer.heads
+        head_weights = unit_weights if unit_heads else weights
         leaves, structure = jax.tree.flatten(updates)
         combined = [
             combine(trunk_weights if inside else head_weights, leaf)
             for leaf, inside in zip(leaves, is_shared, strict=True)
         ]
-        state = MultitaskState(state.count + 1, kept, method_state)
+        state = MultitaskState(state.count + 1, kept, answer.state)
         return jax.tree.unflatten(structure, combined), state
 
     return aggregating.Aggregator(init, update)
@@ -305,9 +344,9 @@ def _method(method: str | Callable[[Array], Array], options: dict[str, Any]) -> 
             raise TypeError(
                 f"options: a function of G takes none here, got {sorted(options)}; use functools.partial"
             )
-        return _Method(lambda asked: (method(asked.gram), asked.state), reads_gram=True)
-    if method in _LOSS_METHODS:
-        build = _LOSS_METHODS[method]
+        return _Method(lambda asked: _Answer(method(asked.gram), asked.state), reads_gram=True)
+    if method in _RULES:
+        build = _RULES[method]
         _check_options(method, options, tuple(inspect.signature(build).parameters))
         return build(**options)
     if method in _GRAM_METHODS:
@@ -317,7 +356,7 @@ def _method(method: str | Callable[[Array], Array], options: dict[str, Any]) -> 
             method, options, tuple(p for p in inspect.signature(function).parameters if p not in given)
         )
         return _gram_method(function, options)
-    names = ", ".join(sorted([*_LOSS_METHODS, *_GRAM_METHODS]))
+    names = ", ".join(sorted([*_RULES, *_GRAM_METHODS]))
     raise ValueError(f"method: expected one of {names}, or a function of G, got {method!r}")
 
 
@@ -339,14 +378,14 @@ def _gram_method(function: Callable[..., Any], options: dict[str, Any]) -> _Meth
     draws = function is pcgrad and options.get("orders") is None
     reads_losses = function is mgda and options.get("normalizer", "none") in ("loss", "loss+")
 
-    def weigh(asked: _Asked) -> tuple[Array, Any]:
+    def weigh(asked: _Asked) -> _Answer:
         given: dict[str, Any] = (
             {"key": asked.key} if draws else {"losses": asked.losses} if reads_losses else {}
         )
-        return function(asked.gram, **given, **options), asked.state
+        return _Answer(function(asked.gram, **given, **options), asked.state)
 
     def rehearse(G: Array) -> Array:
-        return weigh(_Asked(G.shape[0], G, G[0], jax.random.key(0), ()))[0]
+        return weigh(_Asked(G.shape[0], G, G[0], jax.random.key(0), ())).weights
 
     # A mistake in an option is told when the link is built, not when it is first traced.
     sized = [options[name] for name in ("pref", "orders") if options.get(name) is not None]
@@ -356,19 +395,31 @@ def _gram_method(function: Callable[..., Any], options: dict[str, Any]) -> _Meth
 
 
 def _equal() -> _Method:
-    return _Method(lambda asked: (scalar.equal_weights(asked.tasks), asked.state))
+    return _Method(lambda asked: _Answer(scalar.equal_weights(asked.tasks), asked.state), weighs_losses=True)
 
 
 def _rlw() -> _Method:
-    return _Method(lambda asked: (scalar.rlw_weights(asked.key, asked.tasks), asked.state), draws=True)
+    def weigh(asked: _Asked) -> _Answer:
+        return _Answer(scalar.rlw_weights(asked.key, asked.tasks), asked.state)
+
+    return _Method(weigh, draws=True, weighs_losses=True)
 
 
 def _si() -> _Method:
-    return _Method(lambda asked: (jax.grad(scalar.si)(asked.losses), asked.state), reads_losses=True)
+    return _scalarised(scalar.si)
 
 
 def _gls() -> _Method:
-    return _Method(lambda asked: (jax.grad(scalar.gls)(asked.losses), asked.state), reads_losses=True)
+    return _scalarised(scalar.gls)
+
+
+def _scalarised(scalariser: Callable[[Array], Array]) -> _Method:
+    """The weights are the derivatives of one number of the losses."""
+
+    def weigh(asked: _Asked) -> _Answer:
+        return _Answer(jax.grad(scalariser)(asked.losses), asked.state)
+
+    return _Method(weigh, reads_losses=True, weighs_losses=True)
 
 
 def _dwa(tau: float = 2.0, window: int = 25, steps_per_epoch: int | None = None) -> _Method:
@@ -382,50 +433,162 @@ def _dwa(tau: float = 2.0, window: int = 25, steps_per_epoch: int | None = None)
     if steps_per_epoch is not None:
         return _dwa_by_epoch(tau, steps_per_epoch)
 
-    def weigh(asked: _Asked) -> tuple[Array, DwaState]:
+    def weigh(asked: _Asked) -> _Answer:
         recent = jnp.concatenate(
             [asked.state.recent[1:], asked.losses[None].astype(asked.state.recent.dtype)]
         )
         seen = asked.state.seen + 1
         history = jnp.stack([jnp.mean(recent[:window], axis=0), jnp.mean(recent[window:], axis=0)], axis=1)
-        return scalar.dwa_weights(jnp.where(seen >= 2 * window, history, 1.0), tau), DwaState(recent, seen)
+        weights = scalar.dwa_weights(jnp.where(seen >= 2 * window, history, 1.0), tau)
+        return _Answer(weights, DwaState(recent, seen))
 
     def init(tasks: int) -> DwaState:
         return DwaState(jnp.ones((2 * window, tasks)), jnp.zeros((), jnp.int32))
 
-    return _Method(weigh, init, reads_losses=True)
+    return _Method(weigh, init, reads_losses=True, weighs_losses=True)
 
 
 def _dwa_by_epoch(tau: float, steps: int) -> _Method:
-    def weigh(asked: _Asked) -> tuple[Array, DwaEpochState]:
+    def weigh(asked: _Asked) -> _Answer:
         epochs, total, seen = asked.state
         weights = scalar.dwa_weights(jnp.where(seen >= 2 * steps, epochs, 1.0), tau)
         total, seen = total + asked.losses, seen + 1
         ends = seen % steps == 0
         shifted = jnp.stack([epochs[:, 1], total / steps], axis=1)
-        return weights, DwaEpochState(jnp.where(ends, shifted, epochs), jnp.where(ends, 0.0, total), seen)
+        state = DwaEpochState(jnp.where(ends, shifted, epochs), jnp.where(ends, 0.0, total), seen)
+        return _Answer(weights, state)
 
     def init(tasks: int) -> DwaEpochState:
         return DwaEpochState(jnp.ones((tasks, 2)), jnp.zeros(tasks), jnp.zeros((), jnp.int32))
 
-    return _Method(weigh, init, reads_losses=True)
+    return _Method(weigh, init, reads_losses=True, weighs_losses=True)
 
 
 def _uw(init: float = 0.0, optimizer: optax.GradientTransformation | None = None) -> _Method:
+    return _learned(scalar.uw, init, optimizer)
+
+
+def _imtl_l(init: float = 0.0, optimizer: optax.GradientTransformation | None = None) -> _Method:
+    return _learned(scalar.imtl_l, init, optimizer)
+
+
+def _learned(
+    scalariser: Callable[[Array, Array], Array],
+    init: float,
+    optimizer: optax.GradientTransformation | None,
+) -> _Method:
+    """The weights are the derivatives of one number of the losses and of parameters s, one for each task."""
+    start, move = _learner(init, optimizer)
+
+    def weigh(asked: _Asked) -> _Answer:
+        weights, gradient = jax.grad(scalariser, argnums=(0, 1))(
+            asked.losses.astype(asked.state.s.dtype), asked.state.s
+        )
+        return _Answer(weights, move(asked.state, gradient))
+
+    return _Method(weigh, start, reads_losses=True, weighs_losses=True)
+
+
+def _learner(
+    init: float, optimizer: optax.GradientTransformation | None
+) -> tuple[Callable[[int], LearnedState], Callable[[LearnedState, Array], LearnedState]]:
+    """How parameters of the tasks start and move."""
     optimizer = optax.adam(0.025) if optimizer is None else optimizer
 
-    def start(tasks: int) -> UwState:
+    def start(tasks: int) -> LearnedState:
         s = jnp.full(tasks, init, float)
-        return UwState(s, optimizer.init(s))
+        return LearnedState(s, optimizer.init(s))
 
-    def weigh(asked: _Asked) -> tuple[Array, UwState]:
-        s, opt_state = asked.state
-        losses = asked.losses.astype(s.dtype)
-        weights, gradient = jax.grad(scalar.uw, argnums=(0, 1))(losses, s)
-        updates, opt_state = optimizer.update(gradient, opt_state, s)
-        return weights, UwState(s + updates, opt_state)
+    def move(state: LearnedState, gradient: Array) -> LearnedState:
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.s)
+        return LearnedState(jnp.asarray(optax.apply_updates(state.s, updates)), opt_state)
 
-    return _Method(weigh, start, reads_losses=True)
+    return start, move
+
+
+def _stch(
+    mu: float = 1.0,
+    pref: Float[Array, " tasks"] | None = None,
+    ref: Float[Array, " tasks"] | float = 0.0,
+    steps_per_epoch: int | None = None,
+    warmup_epochs: int = 4,
+) -> _Method:
+    if mu <= 0:
+        raise ValueError(f"mu: expected a positive number, got {mu}")
+    if steps_per_epoch is None:
+        return _scalarised(lambda L: scalar.stch(L, mu, pref, ref))
+    if steps_per_epoch < 1:
+        raise ValueError(f"steps_per_epoch: expected at least one step, got {steps_per_epoch}")
+    if warmup_epochs < 0:
+        raise ValueError(f"warmup_epochs: expected at least 0, got {warmup_epochs}")
+    if pref is not None or jnp.ndim(ref) or ref != 0:
+        raise ValueError(
+            "pref, ref: expected neither with steps_per_epoch, where the nadir takes their place"
+        )
+    first, last = warmup_epochs * steps_per_epoch, (warmup_epochs + 1) * steps_per_epoch
+
+    def weigh(asked: _Asked) -> _Answer:
+        total, seen = asked.state
+        L = asked.losses.astype(total.dtype)
+        nadir = jnp.where(seen >= last, total / steps_per_epoch, 1.0)
+        smooth = jax.grad(scalar.stch_log)(L, nadir, mu)
+        weights = jnp.where(seen >= last, smooth, jax.grad(scalar.si)(L))
+        measured = (seen >= first) & (seen < last)
+        return _Answer(weights, StchState(total + jnp.where(measured, L, 0.0), seen + 1))
+
+    def init(tasks: int) -> StchState:
+        return StchState(jnp.zeros(tasks), jnp.zeros((), jnp.int32))
+
+    return _Method(weigh, init, reads_losses=True, weighs_losses=True)
+
+
+def _gradvac(beta: float = 0.5) -> _Method:
+    if not 0 <= beta <= 1:
+        raise ValueError(f"beta: expected from 0 to 1, got {beta}")
+
+    def weigh(asked: _Asked) -> _Answer:
+        return _Answer(*gradvac(asked.gram, asked.state, key=asked.key, beta=beta))
+
+    return _Method(weigh, lambda tasks: jnp.zeros((tasks, tasks)), reads_gram=True, draws=True)
+
+
+def _imtl(init: float = 0.0, optimizer: optax.GradientTransformation | None = None) -> _Method:
+    start, move = _learner(init, optimizer)
+
+    def weigh(asked: _Asked) -> _Answer:
+        s = asked.state.s
+        scales, gradient = jax.grad(scalar.imtl_l, argnums=(0, 1))(asked.losses.astype(s.dtype), s)
+        scales = scales.astype(asked.gram.dtype)
+        weights = scales * imtl_g(asked.gram * scales[:, None] * scales)
+        return _Answer(weights, move(asked.state, gradient), heads=scales)
+
+    return _Method(weigh, start, reads_gram=True, reads_losses=True)
+
+
+def _gradnorm(
+    alpha: float = 1.5,
+    steps_per_epoch: int = 1,
+    optimizer: optax.GradientTransformation | None = None,
+) -> _Method:
+    if steps_per_epoch < 1:
+        raise ValueError(f"steps_per_epoch: expected at least one step, got {steps_per_epoch}")
+    start, move = _learner(1.0, optimizer)
+
+    def weigh(asked: _Asked) -> _Answer:
+        learned, total, seen = asked.state
+        L = asked.losses.astype(learned.s.dtype)
+        first = seen < steps_per_epoch
+        L0 = jnp.where(first, 1.0, total / steps_per_epoch)
+        norms = gradient_norms(asked.gram).astype(learned.s.dtype)
+        gradient = jax.grad(gradnorm_loss)(learned.s, norms, L, L0, alpha)
+        weights = jnp.where(first, 1.0, gradnorm_weights(learned.s))
+        learned = _where_tree(first, learned, move(learned, gradient))
+        return _Answer(weights, GradNormState(learned, jnp.where(first, total + L, total), seen + 1))
+
+    def init(tasks: int) -> GradNormState:
+        return GradNormState(start(tasks), jnp.zeros(tasks), jnp.zeros((), jnp.int32))
+
+    return _Method(weigh, init, reads_gram=True, reads_losses=True, weighs_losses=True)
 
 
 def _famo(
@@ -447,25 +610,30 @@ def _famo(
         rate, decay = (jnp.asarray(value, xi.dtype) for value in (learning_rate, gamma))
         return FamoState(xi, opt_state, jnp.ones_like(xi), jnp.array(False), rate, decay, bounds)
 
-    def weigh(asked: _Asked) -> tuple[Array, FamoState]:
+    def weigh(asked: _Asked) -> _Answer:
         state: FamoState = asked.state
         losses = asked.losses.astype(state.losses.dtype)
         if after == "next":
             state = _observed(state, losses)
         weights = jax.grad(scalar.famo_loss)(losses, state.xi, state.min_losses)
-        return weights, state._replace(losses=losses, waiting=jnp.array(True))
+        return _Answer(weights, state._replace(losses=losses, waiting=jnp.array(True)))
 
-    return _Method(weigh, init, reads_losses=True)
+    return _Method(weigh, init, reads_losses=True, weighs_losses=True)
 
 
-_LOSS_METHODS: dict[str, Callable[..., _Method]] = {
+_RULES: dict[str, Callable[..., _Method]] = {
     "equal": _equal,
     "rlw": _rlw,
     "si": _si,
     "gls": _gls,
     "dwa": _dwa,
     "uw": _uw,
+    "imtl_l": _imtl_l,
+    "stch": _stch,
     "famo": _famo,
+    "gradnorm": _gradnorm,
+    "imtl": _imtl,
+    "gradvac": _gradvac,
 }
 
 

@@ -5,9 +5,11 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxneg.mtl import (
+    combine,
     delta_m,
     delta_p_metric,
     delta_p_task,
@@ -17,17 +19,23 @@ from jaxneg.mtl import (
     famo_observe,
     famo_update,
     gls,
+    gradnorm_loss,
+    gradnorm_weights,
+    gradvac,
+    gram,
+    imtl_g,
+    imtl_l,
     mean_rank,
     multitask,
     rlw_weights,
     si,
+    stch,
+    stch_log,
     uw,
 )
 
 # Arrays of methods that come later.
-LATER = re.compile(
-    r"(hp_(?!dwa)|(dbmtl|moco|excess|sdm|modo|gradnorm|imtl)_|J$|losses$)|(imtll|stch)_|__(pref|ref)$"
-)
+LATER = re.compile(r"hp_(db|moco|excess|sdm|modo)|(dbmtl|moco|excess|sdm|modo)_")
 
 
 class Checked:
@@ -60,6 +68,23 @@ def test_scalarisers(golden, x64, monkeypatch):
             value, by_losses = jax.value_and_grad(scalariser)(losses)
             np.testing.assert_allclose(value, checked.get(f"{group}__{name}_val"), rtol=1e-9, atol=1e-9)
             np.testing.assert_allclose(by_losses, checked.get(f"{group}__{name}_dl"), rtol=1e-9)
+        value, (by_losses, by_s) = jax.value_and_grad(imtl_l, argnums=(0, 1))(losses, s)
+        np.testing.assert_allclose(value, checked.get(f"{group}__imtll_val"), rtol=1e-9)
+        np.testing.assert_allclose(by_losses, checked.get(f"{group}__imtll_dl"), rtol=1e-9)
+        np.testing.assert_allclose(by_s, checked.get(f"{group}__imtll_ds"), rtol=1e-9, atol=1e-9)
+        pref, ref = (jnp.asarray(checked.get(f"{group}__{name}")) for name in ("pref", "ref"))
+        smoothings = re.findall(rf"{group}__stch_mu([\d.]+)_val", " ".join(golden))
+        assert smoothings
+        for mu in smoothings:
+            for name, given in {f"stch_mu{mu}": (), f"stch_mu{mu}_pref": (pref, ref)}.items():
+                value, by_losses = jax.value_and_grad(stch)(losses, float(mu), *given)
+                np.testing.assert_allclose(value, checked.get(f"{group}__{name}_val"), rtol=1e-9)
+                expected = checked.get(f"{group}__{name}_dl")
+                np.testing.assert_allclose(by_losses, expected, rtol=1e-9, atol=1e-9 * np.abs(expected).max())
+            nadir = jnp.asarray(checked.get(f"{group}__stch_libmtl_mu{mu}_nadir"))
+            expected = checked.get(f"{group}__stch_libmtl_mu{mu}_dl")
+            by_losses = jax.grad(stch_log)(losses, nadir, float(mu))
+            np.testing.assert_allclose(by_losses, expected, rtol=1e-9, atol=1e-9 * np.abs(expected).max())
         normals = jnp.asarray(checked.get(f"{group}__rlw_z"))
         with monkeypatch.context() as patch:
             patch.setattr(jax.random, "normal", lambda key, shape, normals=normals: normals.reshape(shape))
@@ -81,13 +106,49 @@ def test_scalarisers(golden, x64, monkeypatch):
 
 
 @pytest.mark.golden("mtl_reweighting", "stateful.npz")
-def test_dynamic_weight_average(golden, x64):
+def test_dwa_gradnorm_and_imtl(golden, x64):
     checked = Checked(golden)
     history, tau = jnp.asarray(checked.get("dwa_buffer")), float(checked.get("hp_dwa_T"))
     for name in [name for name in golden if name.startswith("dwa_weights_epoch")]:
         epoch = int(name.removeprefix("dwa_weights_epoch"))
         np.testing.assert_allclose(dwa_weights(history[:, :epoch], tau), checked.get(name), rtol=1e-9)
+
+    J, L = jnp.asarray(checked.get("J")[0, 0]), jnp.asarray(checked.get("losses")[0])
+    G = gram(J)
+
+    s, L0 = (jnp.asarray(checked.get(f"gradnorm_{name}")) for name in ("s", "L0"))
+    weights, alpha = gradnorm_weights(s), float(checked.get("hp_gn_alpha"))
+    np.testing.assert_allclose(weights, checked.get("gradnorm_weights"), rtol=1e-9)
+    np.testing.assert_allclose(combine(weights, J), checked.get("gradnorm_dir"), rtol=1e-9)
+    gradient = jax.grad(gradnorm_loss)(s, jnp.linalg.norm(J, axis=1), L, L0, alpha)
+    np.testing.assert_allclose(gradient, checked.get("gradnorm_ds"), rtol=1e-9)
+
+    s = jnp.asarray(checked.get("imtl_s"))
+    scales = jnp.exp(s)
+    np.testing.assert_allclose(imtl_g(G * scales[:, None] * scales), checked.get("imtl_weights"), rtol=1e-9)
+    # The link scales the gradients itself, and its optimiser sees the derivative of IMTL-L.
+    link = multitask("imtl", n_tasks=len(s), optimizer=optax.sgd(1.0))
+    state = link.init(jnp.zeros(J.shape[1]))
+    state = state._replace(method=state.method._replace(s=s))
+    direction, state = link.update(J, state, losses=L)
+    np.testing.assert_allclose(direction, checked.get("imtl_dir"), rtol=1e-9)
+    np.testing.assert_allclose(s - state.method.s, checked.get("imtl_ds"), rtol=1e-9)
     checked.assert_all_seen()
+
+
+@pytest.mark.golden("mtl_reweighting", "gradvac.npz")
+@pytest.mark.parametrize("name", ["torchjd", "libmtl"])
+def test_gradvac(golden, x64, name):
+    steps = [key.removesuffix("__J") for key in golden if key.endswith("__J")]
+    rho = jnp.zeros((len(golden["step0__J"]),) * 2)
+    for step in steps:
+        J, perm = jnp.asarray(golden[f"{step}__J"]), jnp.asarray(golden[f"{step}__perm"])
+        w, rho = gradvac(gram(J), rho, perm, beta=float(golden["beta"]))
+        np.testing.assert_allclose(rho, golden[f"{step}__{name}_rho"], rtol=1e-10, atol=1e-12)
+        if name == "torchjd":
+            np.testing.assert_allclose(w, golden[f"{step}__torchjd_weights"], rtol=1e-10)
+        else:
+            np.testing.assert_allclose(combine(w, J), golden[f"{step}__libmtl_dir"], rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.golden("mtl_reweighting", "delta_m.npz")

@@ -7,14 +7,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxneg.mtl import aligned_mtl, cagrad, dualproj, fairgrad, gram, imtl_g, mgda, nash, pcgrad, upgrad
+from jaxneg.mtl import (
+    aligned_mtl,
+    cagrad,
+    config,
+    dualproj,
+    fairgrad,
+    gram,
+    imtl_g,
+    mgda,
+    nash,
+    pcgrad,
+    upgrad,
+)
 
 SYSTEM = "mtl_reweighting"
 
 PRECISIONS = ["float64", pytest.param("float32", marks=pytest.mark.slow)]
 
-# Names of arrays that belong to methods of a later issue, or that only parametrise others.
-NOT_COMPARED = {"torchjd_weights": {"config_dir", "pref"}, "pcgrad": {"perm"}}
+# Names of arrays that only parametrise others.
+NOT_COMPARED = {"torchjd_weights": {"pref"}, "pcgrad": {"perm"}}
 
 # The official solvers did not converge there (README of the vectors).
 NASH_UNSOLVED = {"scaled", "identical", "tiny", "opposite", "zero_row", "all_zero"}
@@ -35,6 +47,7 @@ METHODS = {
     "cagrad_c0.4": partial(cagrad, c=0.4, rescale=0),
     "cagrad_fast_c0.5": partial(cagrad, c=0.5, solver="fast"),
     "imtl_g": imtl_g,
+    "config": config,
     "imtl_g_of_G": partial(imtl_g, form="G"),
     "aligned_min": aligned_mtl,
     "aligned_median": partial(aligned_mtl, scale_mode="median"),
@@ -105,6 +118,7 @@ def test_every_array_is_compared_or_left_to_a_later_issue(vectors):
             *TORCHJD_EXACT,
             "cagrad",
             "imtl_g",
+            "config_dir",
             "fairgrad",
             "nash",
             "nash_clipped",
@@ -184,6 +198,13 @@ def test_torchjd_imtl_g(vectors, x64):
             errors[case] = _apart(_weights("imtl_g_of_G", J), expected)
         elif np.linalg.matrix_rank(J) == J.shape[0]:
             errors[case] = _apart(_weights("imtl_g", J), expected)
+    _none_above(errors, 1e-8)
+
+
+def test_torchjd_config(vectors, x64):
+    errors = {}
+    for case, J, _, expected in _arrays(vectors, "torchjd_weights", "config_dir"):
+        errors[case] = _direction_error(case, J, _weights("config", J) @ J, expected)
     _none_above(errors, 1e-8)
 
 
