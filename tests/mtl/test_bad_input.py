@@ -10,6 +10,7 @@ from jaxneg.mtl import (
     aligned_mtl,
     cagrad,
     combine,
+    config,
     delta_m,
     delta_p_task,
     dualproj,
@@ -21,8 +22,11 @@ from jaxneg.mtl import (
     famo_observe,
     famo_update,
     gls,
+    gradnorm_loss,
+    gradvac,
     gram,
     imtl_g,
+    imtl_l,
     mean_rank,
     mgda,
     multitask,
@@ -30,6 +34,8 @@ from jaxneg.mtl import (
     pcgrad,
     rlw_weights,
     si,
+    stch,
+    stch_log,
     task_grads,
     upgrad,
     uw,
@@ -39,7 +45,19 @@ G = jnp.eye(3)
 ONES = jnp.ones(3)
 KEY = jax.random.key(0)
 JAC = {"w": jnp.ones((3, 2))}
-METHODS = [mgda, cagrad, imtl_g, nash, fairgrad, aligned_mtl, upgrad, dualproj, lambda G: pcgrad(G, key=KEY)]
+METHODS = [
+    mgda,
+    cagrad,
+    imtl_g,
+    nash,
+    fairgrad,
+    aligned_mtl,
+    upgrad,
+    dualproj,
+    config,
+    lambda G: pcgrad(G, key=KEY),
+    lambda G: gradvac(G, G, key=KEY),
+]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -107,6 +125,16 @@ METHOD_OPTIONS = {
     ),
     "pcgrad shape": (lambda: pcgrad(G, jnp.zeros((3, 2), int)), "orders: expected shape (3, 3), got (3, 2)"),
     "pcgrad eps": (lambda: pcgrad(G, key=KEY, eps=-1.0), "eps: expected at least 0, got -1.0"),
+    "gradvac rho": (
+        lambda: gradvac(G, jnp.zeros(3), key=KEY),
+        "rho: expected shape (3, 3), one for each pair of tasks, got (3,)",
+    ),
+    "gradvac neither": (lambda: gradvac(G, G), "orders, key: expected one of them, got neither"),
+    "gradvac shape": (
+        lambda: gradvac(G, G, jnp.zeros((3, 4), int)),
+        "orders: expected shape (3, 3) or (3, 2), got (3, 4)",
+    ),
+    "gradvac beta": (lambda: gradvac(G, G, key=KEY, beta=1.5), "beta: expected from 0 to 1, got 1.5"),
     "gram empty": (
         lambda: gram({}),
         "stacked_grads: expected at least one array with a leading task axis, got an empty pytree",
@@ -148,6 +176,20 @@ LOSS_MISTAKES = {
     "famo_init": (lambda: famo_init(0), "T: expected at least one task, got 0"),
     "si scalar": (lambda: si(jnp.ones(())), "L: expected shape [T] with T >= 1, got ()"),
     "gls none": (lambda: gls(jnp.ones(0)), "L: expected shape [T] with T >= 1, got (0,)"),
+    "imtl_l": (lambda: imtl_l(ONES, jnp.ones(2)), "s: expected shape (3,), one for each task, got (2,)"),
+    "stch mu": (lambda: stch(ONES, mu=-1.0), "mu: expected a positive number, got -1.0"),
+    "stch pref": (
+        lambda: stch(ONES, pref=jnp.ones(2)),
+        "pref: expected shape (3,), one for each task, got (2,)",
+    ),
+    "stch_log": (
+        lambda: stch_log(ONES, jnp.ones(2)),
+        "nadir: expected shape (3,), one for each task, got (2,)",
+    ),
+    "gradnorm": (
+        lambda: gradnorm_loss(ONES, ONES, ONES, jnp.ones(2)),
+        "L0: expected shape (3,), as s has it, got (2,)",
+    ),
     "uw batch": (lambda: uw(jnp.ones((2, 3)), ONES), "L: expected shape [T] with T >= 1, got (2, 3)"),
     "uw s": (lambda: uw(ONES, jnp.ones(2)), "s: expected shape (3,), one for each task, got (2,)"),
     "famo xi": (lambda: famo_loss(ONES, jnp.ones(2)), "xi: expected shape (3,), one for each task, got (2,)"),
@@ -234,8 +276,8 @@ def test_task_grads(mistake):
 
 
 NAMES = (
-    "aligned_mtl, cagrad, dualproj, dwa, equal, fairgrad, famo, gls, imtl_g, mgda, nash, pcgrad, rlw, si, "
-    "upgrad, uw"
+    "aligned_mtl, cagrad, config, dualproj, dwa, equal, fairgrad, famo, gls, gradnorm, gradvac, imtl, "
+    "imtl_g, imtl_l, mgda, nash, pcgrad, rlw, si, stch, upgrad, uw"
 )
 LINK_MISTAKES = {
     "method": (
@@ -293,7 +335,7 @@ LINK_MISTAKES = {
     "update_every of a loss method": (
         lambda: multitask("uw", n_tasks=3, update_every=2),
         ValueError,
-        "update_every: only methods of the Gram matrix keep their weights, got 'uw'",
+        "update_every: only methods of the Gram matrix without a state keep their weights, got 'uw'",
     ),
     "scale": (
         lambda: multitask("mgda", scale="max"),
@@ -324,6 +366,32 @@ LINK_MISTAKES = {
         lambda: multitask("dwa", n_tasks=3, tau=0.0),
         ValueError,
         "tau: expected a positive temperature",
+    ),
+    "stch mu": (lambda: multitask("stch", mu=0.0), ValueError, "mu: expected a positive number, got 0.0"),
+    "stch epoch": (
+        lambda: multitask("stch", n_tasks=3, steps_per_epoch=0),
+        ValueError,
+        "steps_per_epoch: expected at least one step, got 0",
+    ),
+    "stch reference": (
+        lambda: multitask("stch", n_tasks=3, steps_per_epoch=1, ref=1.0),
+        ValueError,
+        "pref, ref: expected neither with steps_per_epoch",
+    ),
+    "gradnorm epoch": (
+        lambda: multitask("gradnorm", n_tasks=3, steps_per_epoch=0),
+        ValueError,
+        "steps_per_epoch: expected at least one step, got 0",
+    ),
+    "gradvac beta": (
+        lambda: multitask("gradvac", n_tasks=3, beta=-0.5),
+        ValueError,
+        "beta: expected from 0 to 1, got -0.5",
+    ),
+    "gradvac state": (
+        lambda: multitask("gradvac", n_tasks=3, update_every=2),
+        ValueError,
+        "update_every: only methods of the Gram matrix without a state keep their weights, got 'gradvac'",
     ),
     "dwa window": (
         lambda: multitask("dwa", n_tasks=3, window=0),

@@ -7,7 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxneg.mtl import aligned_mtl, cagrad, dualproj, fairgrad, imtl_g, mgda, nash, pcgrad, upgrad
+from jaxneg.mtl import (
+    aligned_mtl,
+    cagrad,
+    config,
+    dualproj,
+    fairgrad,
+    gradvac,
+    imtl_g,
+    mgda,
+    nash,
+    pcgrad,
+    upgrad,
+)
 
 METHODS = {
     "mgda": mgda,
@@ -15,6 +27,7 @@ METHODS = {
     "mgda frank_wolfe": partial(mgda, solver="frank_wolfe"),
     "mgda pgd": partial(mgda, solver="pgd"),
     "pcgrad": partial(pcgrad, key=jax.random.key(0)),
+    "gradvac": lambda G: gradvac(G, jnp.zeros_like(G), key=jax.random.key(0))[0],
     "cagrad": cagrad,
     "cagrad fast": partial(cagrad, solver="fast"),
     "imtl_g": imtl_g,
@@ -26,8 +39,9 @@ METHODS = {
     "aligned_mtl median": partial(aligned_mtl, scale_mode="median"),
     "upgrad": upgrad,
     "dualproj": dualproj,
+    "config": config,
 }
-FAIR = ("imtl_g", "imtl_g G", "nash", "fairgrad 2")
+FAIR = ("imtl_g", "imtl_g G", "nash", "fairgrad 2", "config")
 
 ROWS = np.random.default_rng(0).normal(size=(3, 12))
 JACOBIANS = {
@@ -96,7 +110,8 @@ def test_degenerate(weigh, precision):
         np.testing.assert_allclose(
             weights * (size / np.sqrt(2) if "l2" in weigh.method else 1), 0.5, rtol=1e-3
         )
-    if weigh.method in ("nash clipped", "mgda", "aligned_mtl", "upgrad", "dualproj", "pcgrad", "cagrad"):
+    cancelling = ("nash clipped", "mgda", "aligned_mtl", "upgrad", "dualproj", "pcgrad", "cagrad", "config")
+    if weigh.method in cancelling:
         assert np.linalg.norm(weights @ J) <= (1e-6 if double else 1e-3) * size
 
     weights, J = weigh("one task")

@@ -12,12 +12,16 @@ from optax.experimental import aggregating
 from jaxneg.mtl import (
     FamoState,
     cagrad,
+    config,
     dwa_weights,
     fairgrad,
     famo_init,
     famo_loss,
     famo_observe,
     famo_update,
+    gradnorm_loss,
+    gradnorm_weights,
+    gradvac,
     gram,
     imtl_g,
     mgda,
@@ -46,6 +50,12 @@ METHODS = {
     "dualproj": {},
     "si": {},
     "gls": {},
+    "config": {},
+    "gradvac": {"n_tasks": TASKS},
+    "gradnorm": {"n_tasks": TASKS},
+    "imtl": {"n_tasks": TASKS},
+    "imtl_l": {"n_tasks": TASKS},
+    "stch": {"mu": 0.5},
 }
 RNG = np.random.default_rng(0)
 PARAMS = {"trunk": {"kernel": jnp.zeros((4, 5))}, "head": {"bias": jnp.zeros(3)}}
@@ -111,6 +121,9 @@ GRAM = {
     "fairgrad": partial(fairgrad, alpha=2.0),
     "upgrad": partial(upgrad, pref=METHODS["upgrad"]["pref"]),
     "pcgrad": partial(pcgrad, key=KEY),
+    "config": config,
+    "imtl": imtl_g,  # before its scales have learned
+    "gradvac": lambda G: gradvac(G, jnp.zeros_like(G), key=KEY)[0],
 }
 
 
@@ -129,6 +142,9 @@ LOSS_WEIGHTS = {
     "uw": lambda losses: np.full(TASKS, 0.5),
     "famo": lambda losses: (1 / losses) / np.sum(1 / losses),
     "dwa": lambda losses: np.ones(TASKS),
+    "imtl_l": lambda losses: np.ones(TASKS),
+    "gradnorm": lambda losses: np.ones(TASKS),
+    "stch": lambda losses: np.asarray(jax.nn.softmax(losses / (TASKS * 0.5))) / TASKS,
 }
 
 
@@ -301,6 +317,66 @@ def test_dwa_epochs():
         direction, state = link.update(jac, state, PARAMS, losses=LOSSES[n])
         weights = np.asarray(dwa_weights(jnp.asarray(averages[:, : n // 2])))
         np.testing.assert_allclose(row(direction), weights @ rows(jac), rtol=1e-4, atol=1e-5)
+
+
+def test_gradvac_remembers():
+    link = multitask("gradvac", n_tasks=TASKS, beta=0.25)
+    state, rho = link.init(PARAMS), jnp.zeros((TASKS, TASKS))
+    for n in range(3):
+        key = jax.random.key(n)
+        weights, rho = gradvac(gram(JACS[n]), rho, key=key, beta=0.25)
+        direction, state = link.update(JACS[n], state, key=key)
+        np.testing.assert_allclose(row(direction), np.asarray(weights) @ rows(JACS[n]), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(state.method, rho, rtol=1e-5)
+
+
+def test_gradnorm_learns_after_its_first_epoch():
+    link = multitask("gradnorm", n_tasks=TASKS, steps_per_epoch=2, alpha=0.5, optimizer=optax.sgd(0.1))
+    state = link.init(PARAMS)
+    s, L0 = jnp.ones(TASKS), (LOSSES[0] + LOSSES[1]) / 2
+    for n in range(5):
+        direction, state = link.update(JACS[n], state, losses=LOSSES[n])
+        weights = gradnorm_weights(s) if n >= 2 else jnp.ones(TASKS)
+        np.testing.assert_allclose(row(direction), np.asarray(weights) @ rows(JACS[n]), rtol=1e-4, atol=1e-5)
+        if n >= 2:
+            norms = jnp.linalg.norm(rows(JACS[n]), axis=1)
+            s = s - 0.1 * jax.grad(gradnorm_loss)(s, norms, LOSSES[n], L0, 0.5)
+    np.testing.assert_allclose(state.method.learned.s, s, rtol=1e-4)
+    assert np.ptp(s) > 0
+
+
+def test_gradnorm_weighs_heads_as_the_losses():
+    link = multitask("gradnorm", n_tasks=TASKS, shared=in_trunk, optimizer=optax.sgd(0.1))
+    state = link.init(PARAMS)
+    for n in range(3):
+        s = state.method.learned.s
+        direction, state = link.update(JACS[n], state, losses=LOSSES[n])
+    expected = np.asarray(gradnorm_weights(s)) @ rows(JACS[2]["head"])
+    np.testing.assert_allclose(row(direction["head"]), expected, rtol=1e-5)
+
+
+def test_heads_of_imtl_take_the_scaled_losses():
+    link = multitask("imtl", n_tasks=TASKS, shared=in_trunk, init=0.5)
+    direction, _ = link.update(JACS[0], link.init(PARAMS), losses=LOSSES[0])
+    np.testing.assert_allclose(row(direction["head"]), np.exp(0.5) * rows(JACS[0]["head"]).sum(0), rtol=1e-5)
+    # A common factor of all losses goes through.
+    weights = np.exp(0.5) * np.asarray(imtl_g(gram(JACS[0]["trunk"])))
+    np.testing.assert_allclose(
+        row(direction["trunk"]), weights @ rows(JACS[0]["trunk"]), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_stch_by_epochs():
+    """Four epochs and one that measures the nadir descend the logarithms; then the smooth maximum counts."""
+    link = multitask("stch", n_tasks=TASKS, mu=0.5, steps_per_epoch=2, warmup_epochs=1)
+    state = link.init(PARAMS)
+    nadir = (LOSSES[2] + LOSSES[3]) / 2
+    for n in range(6):
+        direction, state = link.update(JACS[n], state, losses=LOSSES[n])
+        weights = 1 / LOSSES[n]
+        if n >= 4:
+            weights = TASKS * jax.nn.softmax(jnp.log(LOSSES[n] / nadir) / 0.5) / LOSSES[n]
+        np.testing.assert_allclose(row(direction), np.asarray(weights) @ rows(JACS[n]), rtol=1e-4, atol=1e-5)
 
 
 def test_uncertainty_weights_learn():

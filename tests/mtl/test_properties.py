@@ -10,7 +10,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize, nnls
 
-from jaxneg.mtl import aligned_mtl, cagrad, dualproj, fairgrad, imtl_g, mgda, nash, pcgrad, upgrad
+from jaxneg.mtl import (
+    aligned_mtl,
+    cagrad,
+    config,
+    dualproj,
+    fairgrad,
+    gradvac,
+    imtl_g,
+    mgda,
+    nash,
+    pcgrad,
+    upgrad,
+)
 
 TASKS = 3
 CAGRAD_C = 0.4
@@ -25,9 +37,13 @@ METHODS = {
     "aligned_mtl": aligned_mtl,
     "upgrad": upgrad,
     "dualproj": dualproj,
+    "config": config,
 }
 PCGRAD = partial(pcgrad, orders=jnp.array([[1, 2, 0], [2, 0, 1], [0, 1, 2]]))
-ALL = METHODS | {"pcgrad": PCGRAD}
+ALL = METHODS | {
+    "pcgrad": PCGRAD,
+    "gradvac": lambda G: gradvac(G, jnp.full_like(G, 0.3), PCGRAD.keywords["orders"])[0],
+}
 # How the weights change with the scale of one gradient, w_i -> w_i s^k: directions that do not see lengths.
 INVARIANT = {"mgda l2": -1, "nash": -1}
 
@@ -178,6 +194,44 @@ def test_pcgrad_by_projection_of_vectors(x64, seed):
 pcgrad_by_orders = jax.jit(pcgrad)
 
 
+@FEW
+@given(SEEDS)
+def test_gradvac_by_turning_vectors(x64, seed):
+    """After its turn, a vector has the aimed cosine with the other gradient."""
+    J, rng, beta = jacobian(seed), np.random.default_rng(seed), 0.3
+    orders = rng.permuted(np.tile(np.arange(TASKS), (TASKS, 1)), axis=1)
+    rho = rng.uniform(-0.5, 0.9, (TASKS, TASKS))
+    aims, direction = rho.copy(), np.zeros(J.shape[1])
+    for i, order in enumerate(orders):
+        vector = J[i].copy()
+        for j in order[order != i]:
+            cosine = vector @ J[j] / (np.linalg.norm(vector) * np.linalg.norm(J[j]))
+            aim, aims[i, j] = rho[i, j], (1 - beta) * rho[i, j] + beta * cosine
+            if cosine < aim:
+                across = vector - vector @ J[j] / (J[j] @ J[j]) * J[j]
+                along = np.linalg.norm(across) * aim / np.sqrt(1 - aim**2) / np.linalg.norm(J[j])
+                vector = across + along * J[j]
+        direction += vector
+    weights, found = gradvac_by_orders(jnp.asarray(J @ J.T), jnp.asarray(rho), jnp.asarray(orders), beta=beta)
+    np.testing.assert_allclose(np.asarray(weights) @ J, direction, atol=1e-6 * np.linalg.norm(J))
+    np.testing.assert_allclose(found, aims, atol=1e-6)
+
+
+gradvac_by_orders = jax.jit(gradvac, static_argnames="beta")
+
+
+@FEW
+@given(SEEDS)
+def test_config_makes_the_same_angle_with_every_gradient(x64, seed):
+    J = jacobian(seed)
+    direction = weights_of("config", J) @ J
+    unit = J / np.linalg.norm(J, axis=1, keepdims=True)
+    cosines = unit @ direction / np.linalg.norm(direction)
+    np.testing.assert_allclose(cosines, cosines[0], atol=1e-8)
+    assert cosines[0] > 0
+    np.testing.assert_allclose(np.linalg.norm(direction), np.sum(J @ direction) / np.linalg.norm(direction))
+
+
 @pytest.mark.parametrize("name", ["mgda", "cagrad", "nash", "fairgrad 2", "upgrad", "dualproj"])
 def test_residuals_are_reported(x64, name):
     G = jnp.asarray(jacobian(7) @ jacobian(7).T)
@@ -209,7 +263,7 @@ def test_the_lengths_of_gradients_do_not_matter(x64, name, seed, scales):
     np.testing.assert_allclose(scaled, direction, atol=1e-6 * np.linalg.norm(direction))
 
 
-@pytest.mark.parametrize("name", ["mgda", "imtl_g", "aligned_mtl", "upgrad", "dualproj", "pcgrad"])
+@pytest.mark.parametrize("name", ["mgda", "imtl_g", "aligned_mtl", "upgrad", "dualproj", "pcgrad", "config"])
 @FEW
 @given(SEEDS, st.floats(0.05, 20))
 def test_weights_do_not_see_a_common_scale(x64, name, seed, scale):

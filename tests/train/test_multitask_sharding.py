@@ -20,6 +20,12 @@ MODEL = mlp(8, (32, 32), (2,) * TASKS, activation=jnp.tanh)
 AXES = {"data": 2, "model": 4}
 METHODS = {
     "cagrad": {},
+    "config": {},
+    "gradnorm": {"n_tasks": TASKS},
+    "gradvac": {"n_tasks": TASKS},
+    "imtl": {"n_tasks": TASKS},
+    "imtl_l": {"n_tasks": TASKS},
+    "stch": {},
     "nash": {},
     "upgrad": {},
     "aligned_mtl": {},
