@@ -321,9 +321,8 @@ def _gradnorm_toy(config: Config, run_dir: RunDir) -> Outcome:
         if name == "gradnorm":
             measurements |= _margins(dict(zip(methods, increases(errors, single), strict=True)))
     note = (
-        "GradNorm and DB-MTL, two more methods that equalise gradient norms, are not in the library yet and "
-        "so in no "
-        "group."
+        "GradNorm's toy: GradNorm takes the losses of its first step as those at the start, and the gradients"
+        " of the whole trunk where the paper takes its last layer's."
     )
     return Outcome(measurements, result_tables, [note])
 

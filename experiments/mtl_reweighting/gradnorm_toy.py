@@ -52,6 +52,8 @@ PROTOTYPE = {
     "IMTL-G": 41,
     "Aligned-MTL": 41,
     "Nash-MTL": 40,
+    "GradNorm α=0.12": 41,
+    "DB-MTL β=0": 40,
     "FAMO": 34,
     "MGDA": 32,
     "FairGrad α=2": 32,
@@ -63,7 +65,7 @@ PROTOTYPE = {
 ORACLE = "Oracle weights 1/σ²"
 SCALE_FREE = ("Sum of log losses", "Geometric mean of losses")
 LEAN_TO_SMALL = ("MGDA", "FairGrad α=2", "FAMO")
-EQUALISE_NORMS = ("Nash-MTL", "IMTL-G", "Aligned-MTL")
+EQUALISE_NORMS = ("Nash-MTL", "IMTL-G", "Aligned-MTL", "GradNorm α=0.12", "DB-MTL β=0")
 FOLLOW_THE_LARGE = ("Sum", "PCGrad")
 CLAIMED = (*SCALE_FREE, *LEAN_TO_SMALL, *EQUALISE_NORMS, *FOLLOW_THE_LARGE)
 """The methods that a claim orders."""

@@ -27,6 +27,8 @@ FAMILY: dict[str, tuple[str, dict[str, Any]]] = {
     "FairGrad α=2": ("fairgrad", {"alpha": 2.0}),
     "Aligned-MTL": ("aligned_mtl", {}),
     "UPGrad": ("upgrad", {}),
+    "GradNorm α=0.12": ("gradnorm", {"alpha": 0.12, "optimizer": optax.adam(LEARNING_RATE)}),
+    "DB-MTL β=0": ("dbmtl", {"beta": 0.0}),
     "FAMO": ("famo", {"after": "same"}),
 }
 """Name in tables and figures to the method of `jaxneg.mtl.multitask` and its options.

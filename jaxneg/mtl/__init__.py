@@ -8,11 +8,14 @@ from jaxneg.mtl import losses, metrics
 from jaxneg.mtl.aligned_mtl import aligned_mtl
 from jaxneg.mtl.cagrad import cagrad
 from jaxneg.mtl.config import config
+from jaxneg.mtl.dbmtl import dbmtl_buffer, dbmtl_head_weights, dbmtl_weights
 from jaxneg.mtl.dualproj import dualproj
+from jaxneg.mtl.excess_mtl import excess_risks, excess_weights
 from jaxneg.mtl.fairgrad import fairgrad
+from jaxneg.mtl.graddrop import graddrop_draws, graddrop_masked
 from jaxneg.mtl.gradnorm import gradnorm_loss, gradnorm_weights
 from jaxneg.mtl.gradvac import gradvac
-from jaxneg.mtl.gram import combine, gram, gram_sharded
+from jaxneg.mtl.gram import combine, cross_gram, gram, gram_sharded
 from jaxneg.mtl.imtl_g import imtl_g
 from jaxneg.mtl.jacobian import task_grads
 from jaxneg.mtl.losses import (
@@ -31,9 +34,12 @@ from jaxneg.mtl.losses import (
 )
 from jaxneg.mtl.metrics import delta_m, delta_p_metric, delta_p_task, mean_rank
 from jaxneg.mtl.mgda import mgda
-from jaxneg.mtl.multitask import FamoState, MultitaskState, famo_observe, multitask
+from jaxneg.mtl.moco import moco_tracker, moco_weights
+from jaxneg.mtl.multitask import MultitaskState, famo_observe, multitask
 from jaxneg.mtl.nash import nash
 from jaxneg.mtl.pcgrad import pcgrad
+from jaxneg.mtl.rules import FamoState
+from jaxneg.mtl.sdmgrad import modo, sdmgrad
 from jaxneg.mtl.solvers import SolverInfo
 from jaxneg.mtl.upgrad import upgrad
 
@@ -45,18 +51,26 @@ __all__ = [
     "cagrad",
     "combine",
     "config",
+    "cross_gram",
+    "dbmtl_buffer",
+    "dbmtl_head_weights",
+    "dbmtl_weights",
     "delta_m",
     "delta_p_metric",
     "delta_p_task",
     "dualproj",
     "dwa_weights",
     "equal_weights",
+    "excess_risks",
+    "excess_weights",
     "fairgrad",
     "famo_init",
     "famo_loss",
     "famo_observe",
     "famo_update",
     "gls",
+    "graddrop_draws",
+    "graddrop_masked",
     "gradnorm_loss",
     "gradnorm_weights",
     "gradvac",
@@ -68,10 +82,14 @@ __all__ = [
     "mean_rank",
     "metrics",
     "mgda",
+    "moco_tracker",
+    "moco_weights",
+    "modo",
     "multitask",
     "nash",
     "pcgrad",
     "rlw_weights",
+    "sdmgrad",
     "si",
     "stch",
     "stch_log",

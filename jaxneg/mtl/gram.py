@@ -76,6 +76,40 @@ def gram_sharded(stacked_grads: Any, axis_name: str | tuple[str, ...]) -> Float[
     return jax.lax.psum(gram(stacked_grads), axis_name)
 
 
+def cross_gram(left: Any, right: Any) -> Float[Array, "tasks tasks"]:
+    """The products of the task gradients of two batches.
+
+    ``A_ij = sum_p J1_ip J2_jp``, leaf by leaf, as `gram`.
+
+    Args:
+        left: J1, pytree of floating-point arrays ``[T, ...]``.
+        right: J2, like it.
+
+    Returns:
+        ``[T, T]``, accumulated in float32 at least; not symmetric.
+
+    Raises:
+        ValueError, TypeError: as `gram`, or two pytrees of different shapes.
+
+    Source:
+        arXiv:2305.18409, Algorithm 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> cross_gram(jnp.ones((2, 3)), jnp.zeros((2, 3))).tolist()
+        [[0.0, 0.0], [0.0, 0.0]]
+    """
+    task_count(left)
+    task_count(right)
+    shapes = [[leaf.shape for leaf in jax.tree.leaves(tree)] for tree in (left, right)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"right: expected the shapes of left, {shapes[0]}, got {shapes[1]}")
+    products = [
+        _leaf_products(a, b) for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
+    ]
+    return sum(products[1:], products[0])
+
+
 def combine(w: Float[Array, " tasks"], stacked_grads: Any) -> Any:
     """The weighted sum of the task gradients.
 
@@ -172,21 +206,27 @@ def checked_gram(gram_matrix: Float[Array, "tasks tasks"]) -> Float[Array, "task
 
 
 def _leaf_gram(leaf: Array) -> Array:
-    sharding = _explicit_sharding(leaf)
+    few_and_long = leaf.shape[0] <= _FEW_TASKS and leaf.size >= 2 * _BLOCK_NUMBERS
+    if few_and_long and jax.device_count() == 1 and _explicit_sharding(leaf) is None:
+        return jax.lax.platform_dependent(leaf, cpu=_blocked_products, default=_products)
+    return _leaf_products(leaf, leaf)
+
+
+def _leaf_products(left: Array, right: Array) -> Array:
+    sharding = _explicit_sharding(left)
     if sharding is None:
-        few_and_long = leaf.shape[0] <= _FEW_TASKS and leaf.size >= 2 * _BLOCK_NUMBERS
-        if few_and_long and jax.device_count() == 1:
-            return jax.lax.platform_dependent(leaf, cpu=_blocked_products, default=_products)
-        return _products(leaf)
-    if sharding.spec[0] is not None:
-        # Rows on different devices have to meet: asked for, because the product alone would be ambiguous.
-        rows_together = PartitionSpec(None, *sharding.spec[1:])
-        leaf = jax.sharding.reshard(leaf, NamedSharding(sharding.mesh, rows_together))
-    return _products(leaf, NamedSharding(sharding.mesh, PartitionSpec(None, None)))
+        return _row_products(left, right)
+    # Rows on different devices have to meet: asked for, because the product alone would be ambiguous.
+    together = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec[1:]))
+    left, right = (
+        leaf if jax.typeof(leaf).sharding == together else jax.sharding.reshard(leaf, together)
+        for leaf in (left, right)
+    )
+    return _row_products(left, right, NamedSharding(sharding.mesh, PartitionSpec(None, None)))
 
 
-def _products(leaf: Array, out_sharding: NamedSharding | None = None) -> Array:
-    return _row_products(leaf, leaf, out_sharding)
+def _products(leaf: Array) -> Array:
+    return _row_products(leaf, leaf)
 
 
 def _row_products(left: Array, right: Array, out_sharding: NamedSharding | None = None) -> Array:

@@ -11,7 +11,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxneg.mtl.gram import checked_gram
-from jaxneg.mtl.solvers import ZERO_GRADIENT, SolverInfo, gradient_norms, simplex_minimum
+from jaxneg.mtl.solvers import (
+    ZERO_GRADIENT,
+    SolverInfo,
+    gradient_norms,
+    project_to_simplex,
+    simplex_minimum,
+)
 
 Normalizer = Literal["none", "l2", "loss", "loss+"]
 _NORMALIZERS = ("none", "l2", "loss", "loss+")
@@ -145,7 +151,7 @@ def _projected(G: Array) -> tuple[Array, Array]:
         safe = jnp.where(descent == 0, 1.0, descent)
         reach = jnp.where(descent < 0, -weights / safe, (1 - weights) / safe)
         reach = jnp.where((descent != 0) & (reach > 1e-7), reach, jnp.inf)
-        target = _onto_simplex(
+        target = project_to_simplex(
             weights + jnp.where(jnp.any(jnp.isfinite(reach)), jnp.min(reach), 1.0) * descent
         )
         share, _ = _shortest_of_two(weights @ slope, target @ slope, target @ G @ target)
@@ -166,10 +172,3 @@ def _shortest_of_two(aa: Array, ab: Array, bb: Array) -> tuple[Array, Array]:
     share = jnp.where(ab >= aa, 0.999, jnp.where(ab >= bb, 0.001, between))
     square = jnp.where(ab >= aa, aa, jnp.where(ab >= bb, bb, bb + between * (ab - bb)))
     return share, square
-
-
-def _onto_simplex(point: Array) -> Array:
-    ordered = jnp.sort(point, descending=True)
-    excess = (jnp.cumsum(ordered) - 1) / jnp.arange(1, point.shape[0] + 1)
-    threshold = excess[jnp.sum(ordered > excess) - 1]
-    return jnp.maximum(point - threshold, 0)

@@ -328,6 +328,31 @@ def _(primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
     return (y, residual, iterations), (tangent, jnp.zeros_like(residual), _no_tangent())
 
 
+def project_to_simplex(point: Float[Array, " tasks"]) -> Float[Array, " tasks"]:
+    """The nearest point of the probability simplex.
+
+    ``max(x - theta, 0)`` with the theta that makes the sum 1.
+
+    Args:
+        point: x ``[T]``.
+
+    Returns:
+        ``[T]``, not negative, of sum 1.
+
+    Source:
+        Held, Wolfe & Crowder (1974).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> project_to_simplex(jnp.array([2.0, 1.0])).tolist()
+        [1.0, 0.0]
+    """
+    ordered = jnp.sort(point, descending=True)
+    excess = (jnp.cumsum(ordered) - 1) / jnp.arange(1, point.shape[0] + 1)
+    threshold = excess[jnp.sum(ordered > excess) - 1]
+    return jnp.maximum(point - threshold, 0)
+
+
 def _free_solve(matrix: Array, free: Array, right: Array) -> Array:
     """Solves ``M_FF y_F = r_F`` for each row's set F; the rest is zero."""
     tasks = matrix.shape[0]

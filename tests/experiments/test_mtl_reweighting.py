@@ -440,7 +440,7 @@ def test_smoke_run(tmp_path, monkeypatch):
     }
     assert len(report["tables"]) == 6
     assert any("all_methods" in note for note in report["notes"])
-    assert any("GradNorm and DB-MTL" in note for note in report["notes"])
+    assert any("of the whole trunk" in note for note in report["notes"])
     (tmp_path / "run" / "report.json").unlink()
     monkeypatch.setattr(gradnorm_toy, "train", None)  # the stage is read, not computed again
     with RunDir.resume(tmp_path / "run", "mtl_reweighting", Config) as run_dir:

@@ -276,8 +276,9 @@ def test_task_grads(mistake):
 
 
 NAMES = (
-    "aligned_mtl, cagrad, config, dualproj, dwa, equal, fairgrad, famo, gls, gradnorm, gradvac, imtl, "
-    "imtl_g, imtl_l, mgda, nash, pcgrad, rlw, si, stch, upgrad, uw"
+    "aligned_mtl, cagrad, config, dbmtl, dualproj, dwa, equal, excess_mtl, fairgrad, famo, gls, graddrop, "
+    "gradnorm, gradvac, imtl, imtl_g, imtl_l, mgda, moco, modo, nash, pcgrad, rlw, sdmgrad, si, stch, "
+    "upgrad, uw"
 )
 LINK_MISTAKES = {
     "method": (
@@ -388,6 +389,26 @@ LINK_MISTAKES = {
         ValueError,
         "beta: expected from 0 to 1, got -0.5",
     ),
+    "moco state": (
+        lambda: multitask("moco"),
+        ValueError,
+        "n_tasks: method 'moco' keeps a state for each task; pass n_tasks=T",
+    ),
+    "moco beta": (
+        lambda: multitask("moco", n_tasks=3, beta=2.0),
+        ValueError,
+        "beta: expected from 0 to 1, got 2.0",
+    ),
+    "excess variant": (
+        lambda: multitask("excess_mtl", n_tasks=3, variant="x"),
+        ValueError,
+        "variant: expected 'libmtl' or 'torchjd', got 'x'",
+    ),
+    "graddrop": (
+        lambda: multitask("graddrop", update_every=2, n_tasks=3),
+        ValueError,
+        "update_every: only methods of the Gram matrix without a state keep their weights, got 'graddrop'",
+    ),
     "gradvac state": (
         lambda: multitask("gradvac", n_tasks=3, update_every=2),
         ValueError,
@@ -434,6 +455,16 @@ def update(link, jac=JAC, **given):
 
 
 UPDATE_MISTAKES = {
+    "pair": (
+        lambda: update(multitask("sdmgrad", n_tasks=3)),
+        ValueError,
+        "pair: method 'sdmgrad' reads the Jacobians of two more batches",
+    ),
+    "shapes of a pair": (
+        lambda: update(multitask("modo", n_tasks=3), pair=(JAC, {"w": jnp.ones((3, 4))})),
+        ValueError,
+        "right: expected the shapes of left, [(3, 2)], got [(3, 4)]",
+    ),
     "task axis": (
         lambda: update(multitask("mgda", n_tasks=2)),
         ValueError,

@@ -19,6 +19,7 @@ from jaxneg.mtl import (
     famo_observe,
     famo_update,
     gls,
+    graddrop_masked,
     gradnorm_loss,
     gradnorm_weights,
     gradvac,
@@ -26,16 +27,19 @@ from jaxneg.mtl import (
     imtl_g,
     imtl_l,
     mean_rank,
+    moco_tracker,
+    moco_weights,
     multitask,
     rlw_weights,
+    sdmgrad,
     si,
     stch,
     stch_log,
     uw,
 )
 
-# Arrays of methods that come later.
-LATER = re.compile(r"hp_(db|moco|excess|sdm|modo)|(dbmtl|moco|excess|sdm|modo)_")
+# Arrays that the links in test_multitask.py are compared with.
+ELSEWHERE = re.compile(r"hp_(db|moco|excess|modo)|(dbmtl|modo)_|moco_dir|excess_|sdm_libmtl_dir")
 
 
 class Checked:
@@ -51,7 +55,7 @@ class Checked:
         return self.arrays[name]
 
     def assert_all_seen(self):
-        left = [name for name in self.arrays if name not in self.seen and not LATER.search(name)]
+        left = [name for name in self.arrays if name not in self.seen and not ELSEWHERE.search(name)]
         assert not left, f"arrays without a test: {left}"
 
 
@@ -106,7 +110,7 @@ def test_scalarisers(golden, x64, monkeypatch):
 
 
 @pytest.mark.golden("mtl_reweighting", "stateful.npz")
-def test_dwa_gradnorm_and_imtl(golden, x64):
+def test_methods_with_a_memory(golden, x64):
     checked = Checked(golden)
     history, tau = jnp.asarray(checked.get("dwa_buffer")), float(checked.get("hp_dwa_T"))
     for name in [name for name in golden if name.startswith("dwa_weights_epoch")]:
@@ -123,6 +127,20 @@ def test_dwa_gradnorm_and_imtl(golden, x64):
     gradient = jax.grad(gradnorm_loss)(s, jnp.linalg.norm(J, axis=1), L, L0, alpha)
     np.testing.assert_allclose(gradient, checked.get("gradnorm_ds"), rtol=1e-9)
 
+    w = official = lam = jnp.full(len(s), 1 / len(s))
+    tracked, share = jnp.zeros_like(J), float(checked.get("hp_sdm_lam"))
+    rate = float(checked.get("hp_sdm_lr"))
+    for t, (batches, losses) in enumerate(zip(golden["J"], golden["losses"], strict=True)):
+        A = jnp.asarray(batches[1] @ batches[2].T)
+        _, w = sdmgrad(A, w, lam=share)
+        np.testing.assert_allclose(w, checked.get(f"sdm_libmtl_w_{t}"), rtol=1e-9, atol=1e-12)
+        weights, official = sdmgrad(A, official, lam=share, learning_rate=rate)
+        np.testing.assert_allclose(weights, checked.get(f"sdm_torchjd_weights_{t}"), rtol=1e-9)
+        first = jnp.asarray(batches[0])
+        tracked = moco_tracker(tracked, first, gram(first), jnp.asarray(losses), t + 1)
+        lam = moco_weights(lam, gram(tracked), t + 1)
+        np.testing.assert_allclose(lam, checked.get(f"moco_lambda_{t}"), rtol=1e-9)
+
     s = jnp.asarray(checked.get("imtl_s"))
     scales = jnp.exp(s)
     np.testing.assert_allclose(imtl_g(G * scales[:, None] * scales), checked.get("imtl_weights"), rtol=1e-9)
@@ -134,6 +152,16 @@ def test_dwa_gradnorm_and_imtl(golden, x64):
     np.testing.assert_allclose(direction, checked.get("imtl_dir"), rtol=1e-9)
     np.testing.assert_allclose(s - state.method.s, checked.get("imtl_ds"), rtol=1e-9)
     checked.assert_all_seen()
+
+
+@pytest.mark.golden("mtl_reweighting", "graddrop.npz")
+def test_graddrop(golden, x64):
+    for case in {name.split("__")[0] for name in golden}:
+        J, U, leak = (jnp.asarray(golden[f"{case}__{name}"]) for name in ("J", "U", "leak"))
+        np.testing.assert_array_equal(graddrop_masked(J, U).sum(0), golden[f"{case}__dir"])
+        np.testing.assert_allclose(
+            graddrop_masked(J, U, leak).sum(0), golden[f"{case}__dir_leak"], rtol=1e-12, atol=1e-15
+        )
 
 
 @pytest.mark.golden("mtl_reweighting", "gradvac.npz")

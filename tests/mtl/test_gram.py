@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxneg.mtl import combine, gram, gram_sharded, task_grads
+from jaxneg.mtl import combine, cross_gram, gram, gram_sharded, task_grads
 from jaxneg.mtl.gram import _blocked_products, _products
 
 COLLECTIVE = re.compile(
@@ -44,6 +44,11 @@ def test_gram_and_combination_are_matrix_products():
         rtol=1e-4,
         atol=1e-5,
     )
+
+
+def test_products_of_two_batches():
+    left, right = jacobian(3), jacobian(3, seed=1)
+    np.testing.assert_allclose(cross_gram(left, right), flat(left) @ flat(right).T, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("tasks", "parameters"), [(3, 16384), (3, 3 * 16384 + 77), (17, 9000)])

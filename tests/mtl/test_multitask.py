@@ -19,6 +19,8 @@ from jaxneg.mtl import (
     famo_loss,
     famo_observe,
     famo_update,
+    graddrop_draws,
+    graddrop_masked,
     gradnorm_loss,
     gradnorm_weights,
     gradvac,
@@ -56,6 +58,12 @@ METHODS = {
     "imtl": {"n_tasks": TASKS},
     "imtl_l": {"n_tasks": TASKS},
     "stch": {"mu": 0.5},
+    "graddrop": {"leak": 0.1},
+    "dbmtl": {"n_tasks": TASKS},
+    "moco": {"n_tasks": TASKS},
+    "excess_mtl": {"n_tasks": TASKS},
+    "sdmgrad": {"n_tasks": TASKS},
+    "modo": {"n_tasks": TASKS},
 }
 RNG = np.random.default_rng(0)
 PARAMS = {"trunk": {"kernel": jnp.zeros((4, 5))}, "head": {"bias": jnp.zeros(3)}}
@@ -95,7 +103,7 @@ def test_every_method_drives_adam_under_jit(method):
 
     def step(jac, state, params, losses, key):
         traces.append(1)
-        updates, state = tx.update(jac, state, params, losses=losses, key=key)
+        updates, state = tx.update(jac, state, params, losses=losses, key=key, pair=(JACS[0], JACS[1]))
         return optax.apply_updates(params, updates), state
 
     jitted = jax.jit(step)
@@ -317,6 +325,53 @@ def test_dwa_epochs():
         direction, state = link.update(jac, state, PARAMS, losses=LOSSES[n])
         weights = np.asarray(dwa_weights(jnp.asarray(averages[:, : n // 2])))
         np.testing.assert_allclose(row(direction), weights @ rows(jac), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.golden("mtl_reweighting", "stateful.npz")
+@pytest.mark.parametrize("name", ["dbmtl", "moco", "excess_libmtl", "excess_torchjd", "sdm_libmtl", "modo"])
+def test_links_of_methods_with_a_memory(golden, x64, name):
+    tasks, parameters = golden["J"].shape[2:]
+    method, options, batch = {
+        "dbmtl": ("dbmtl", {"beta": float(golden["hp_db_beta"]), "sigma": float(golden["hp_db_sigma"])}, 0),
+        "moco": ("moco", {"gamma": float(golden["hp_moco_gamma"]), "rho": float(golden["hp_moco_rho"])}, 0),
+        "excess_libmtl": ("excess_mtl", {"step_size": float(golden["hp_excess"])}, 0),
+        "excess_torchjd": (
+            "excess_mtl",
+            {"step_size": float(golden["hp_excess"]), "variant": "torchjd"},
+            0,
+        ),
+        "sdm_libmtl": ("sdmgrad", {"lam": float(golden["hp_sdm_lam"])}, 0),
+        "modo": ("modo", {"gamma": float(golden["hp_modo_gamma"])}, 2),
+    }[name]
+    pairs = (0, 1) if method == "modo" else (1, 2)
+    link = multitask(method, n_tasks=tasks, **options)
+    # Two leaves, so that sums over leaves are tried too.
+    cut = parameters // 2
+    parts = lambda J: {"a": jnp.asarray(J[..., :cut]), "b": jnp.asarray(J[..., cut:])}  # noqa: E731
+    state = link.init({"a": jnp.zeros(cut), "b": jnp.zeros(parameters - cut)})
+    for t, (J, losses) in enumerate(zip(golden["J"], golden["losses"], strict=True)):
+        direction, state = link.update(
+            parts(J[batch]), state, losses=jnp.asarray(losses), pair=tuple(parts(J[i]) for i in pairs)
+        )
+        expected = golden.get(f"{name}_dir_{t}")
+        if expected is None:
+            expected = golden[f"{name}_weights_{t}"] @ J[batch]
+        np.testing.assert_allclose(row(direction), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_graddrop_is_drawn_once_a_step():
+    link = multitask("graddrop")
+    direction, _ = link.update(JACS[0], link.init(PARAMS), key=KEY)
+    expected = jax.tree.map(lambda leaf: leaf.sum(0), graddrop_masked(JACS[0], graddrop_draws(KEY, JACS[0])))
+    np.testing.assert_allclose(row(direction), row(expected), rtol=1e-6)
+
+
+def test_heads_of_dbmtl_descend_the_log_losses():
+    link = multitask("dbmtl", n_tasks=TASKS, shared=in_trunk)
+    direction, _ = link.update(JACS[0], link.init(PARAMS), losses=LOSSES[0])
+    np.testing.assert_allclose(
+        row(direction["head"]), np.asarray(1 / LOSSES[0]) @ rows(JACS[0]["head"]), rtol=1e-5
+    )
 
 
 def test_gradvac_remembers():

@@ -21,6 +21,10 @@ AXES = {"data": 2, "model": 4}
 METHODS = {
     "cagrad": {},
     "config": {},
+    "dbmtl": {"n_tasks": TASKS},
+    "excess_mtl": {"n_tasks": TASKS},
+    "graddrop": {},
+    "moco": {"n_tasks": TASKS},
     "gradnorm": {"n_tasks": TASKS},
     "gradvac": {"n_tasks": TASKS},
     "imtl": {"n_tasks": TASKS},
