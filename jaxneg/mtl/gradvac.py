@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxneg.mtl.gram import checked_gram
+from jaxneg.mtl.pcgrad import task_orders
 from jaxneg.mtl.solvers import gradient_norms
 
 
@@ -58,19 +59,9 @@ def gradvac(
     tasks = G.shape[0]
     if rho.shape != G.shape:
         raise ValueError(f"rho: expected shape {G.shape}, one for each pair of tasks, got {rho.shape}")
-    if (orders is None) == (key is None):
-        raise ValueError(f"orders, key: expected one of them, got {'neither' if orders is None else 'both'}")
     if not 0 <= beta <= 1:
         raise ValueError(f"beta: expected from 0 to 1, got {beta}")
-    if key is not None:
-        orders = jnp.argsort(jax.random.uniform(key, (tasks, tasks)), axis=1)
-    orders = jnp.asarray(orders)
-    if not jnp.issubdtype(orders.dtype, jnp.integer):
-        raise TypeError(f"orders: expected integers, got {orders.dtype}")
-    if orders.shape not in ((tasks, tasks), (tasks, tasks - 1)):
-        raise ValueError(
-            f"orders: expected shape {(tasks, tasks)} or {(tasks, tasks - 1)}, got {orders.shape}"
-        )
+    orders = task_orders(orders, key, tasks, widths=(tasks, tasks - 1))
     if orders.shape[1] < tasks:
         orders = orders + (orders >= jnp.arange(tasks)[:, None])
     return _vaccinated_sum(G, rho.astype(G.dtype), orders, jnp.asarray(beta, G.dtype))

@@ -51,19 +51,46 @@ def pcgrad(
     """
     G = checked_gram(G)
     tasks = G.shape[0]
-    if (orders is None) == (key is None):
-        raise ValueError(f"orders, key: expected one of them, got {'neither' if orders is None else 'both'}")
     if eps < 0:
         raise ValueError(f"eps: expected at least 0, got {eps}")
+    orders = task_orders(orders, key, tasks, widths=(tasks,))
+    return _projected_sum(G, orders, eps, include_self)
+
+
+def task_orders(
+    orders: Array | None, key: jax.Array | None, tasks: int, widths: tuple[int, ...]
+) -> Int[Array, "tasks others"]:
+    """The order in which each task meets the others, as given or as drawn.
+
+    Args:
+        orders: ``[T, width]`` integers, or None.
+        key: draws a permutation of all T for each task, where they are not given.
+        tasks: T.
+        widths: what may be given.
+
+    Returns:
+        The orders, integers.
+
+    Raises:
+        ValueError: both or neither of orders and key, or orders of another shape.
+        TypeError: orders not integer.
+
+    Example:
+        >>> import jax
+        >>> task_orders(None, jax.random.key(0), 3, (3,)).shape
+        (3, 3)
+    """
+    if (orders is None) == (key is None):
+        raise ValueError(f"orders, key: expected one of them, got {'neither' if orders is None else 'both'}")
     if key is not None:
-        orders = jnp.argsort(jax.random.uniform(key, (tasks, tasks)), axis=1)
+        return jnp.argsort(jax.random.uniform(key, (tasks, tasks)), axis=1)
     orders = jnp.asarray(orders)
     if not jnp.issubdtype(orders.dtype, jnp.integer):
         raise TypeError(f"orders: expected integers, got {orders.dtype}")
-    if orders.shape != (tasks, tasks):
-        raise ValueError(f"orders: expected shape {(tasks, tasks)}, got {orders.shape}")
-
-    return _projected_sum(G, orders, eps, include_self)
+    if orders.shape not in [(tasks, width) for width in widths]:
+        allowed = " or ".join(str((tasks, width)) for width in widths)
+        raise ValueError(f"orders: expected shape {allowed}, got {orders.shape}")
+    return orders
 
 
 @partial(jax.jit, static_argnums=3)
