@@ -1,7 +1,8 @@
 """Negative transfer between tasks: task gradients, their Gram matrix, weightings, and optax links.
 
 `task_grads` gives the Jacobian of a multi-task loss, `gram` its Gram matrix, each method task weights,
-`combine` the gradient; `multitask` is all of that as the first link of an ``optax.chain``.
+`combine` the gradient; `multitask` is all of that as the first link of an ``optax.chain``. Rep-MTL
+regularises the representation that the tasks share instead, with whatever weights.
 """
 
 from jaxneg.mtl import losses, metrics
@@ -38,6 +39,17 @@ from jaxneg.mtl.moco import moco_tracker, moco_weights
 from jaxneg.mtl.multitask import MultitaskState, famo_observe, multitask
 from jaxneg.mtl.nash import nash
 from jaxneg.mtl.pcgrad import pcgrad
+from jaxneg.mtl.power_law import PowerLaw, pl_alpha, pl_alpha_matrix, pl_alpha_tree
+from jaxneg.mtl.rep_mtl import (
+    csa_loss,
+    csa_loss_sharded,
+    csa_terms,
+    make_rep_mtl_loss,
+    rep_mtl_loss,
+    saliency_distribution,
+    task_saliency,
+    tsr_entropy,
+)
 from jaxneg.mtl.rules import FamoState
 from jaxneg.mtl.sdmgrad import modo, sdmgrad
 from jaxneg.mtl.solvers import SolverInfo
@@ -46,12 +58,16 @@ from jaxneg.mtl.upgrad import upgrad
 __all__ = [
     "FamoState",
     "MultitaskState",
+    "PowerLaw",
     "SolverInfo",
     "aligned_mtl",
     "cagrad",
     "combine",
     "config",
     "cross_gram",
+    "csa_loss",
+    "csa_loss_sharded",
+    "csa_terms",
     "dbmtl_buffer",
     "dbmtl_head_weights",
     "dbmtl_weights",
@@ -79,6 +95,7 @@ __all__ = [
     "imtl_g",
     "imtl_l",
     "losses",
+    "make_rep_mtl_loss",
     "mean_rank",
     "metrics",
     "mgda",
@@ -88,12 +105,19 @@ __all__ = [
     "multitask",
     "nash",
     "pcgrad",
+    "pl_alpha",
+    "pl_alpha_matrix",
+    "pl_alpha_tree",
+    "rep_mtl_loss",
     "rlw_weights",
+    "saliency_distribution",
     "sdmgrad",
     "si",
     "stch",
     "stch_log",
     "task_grads",
+    "task_saliency",
+    "tsr_entropy",
     "upgrad",
     "uw",
 ]

@@ -140,6 +140,7 @@ def test_instances_meet_the_assumptions(name):
     assert np.diag(products).max() < 1.8
 
 
+@pytest.mark.slow
 def test_a_method_of_its_own_and_one_among_others():
     """A method's curve starts at the reference and does not depend on the methods that run beside it."""
     data = problem(

@@ -385,6 +385,7 @@ def test_gradvac_remembers():
     np.testing.assert_allclose(state.method, rho, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradnorm_learns_after_its_first_epoch():
     link = multitask("gradnorm", n_tasks=TASKS, steps_per_epoch=2, alpha=0.5, optimizer=optax.sgd(0.1))
     state = link.init(PARAMS)
@@ -421,6 +422,7 @@ def test_heads_of_imtl_take_the_scaled_losses():
     )
 
 
+@pytest.mark.slow
 def test_stch_by_epochs():
     """Four epochs and one that measures the nadir descend the logarithms; then the smooth maximum counts."""
     link = multitask("stch", n_tasks=TASKS, mu=0.5, steps_per_epoch=2, warmup_epochs=1)

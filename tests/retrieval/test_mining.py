@@ -100,6 +100,7 @@ def brute_force(scores, positive, num_negatives, range_min=0, range_max=None, **
         },
     ),
 )
+@pytest.mark.slow
 def test_equal_to_brute_force(seed, range_min, range_max, options):
     if range_max is not None and range_max <= range_min:
         range_max = range_min + 1

@@ -76,6 +76,7 @@ def test_sharded_equals_unsharded(kind):
 
 @settings(deadline=None, max_examples=20)
 @given(likelihoods, st.floats(1e-3, 10), st.integers(0, 2**31))
+@pytest.mark.slow
 def test_npo_is_bounded_below_and_its_gradient_is_the_weight(nll, beta, seed):
     ref = np.random.default_rng(seed).permutation(nll) + 1
     value, gradient = npo_loss(nll, ref, beta), jax.grad(lambda x: npo_loss(x, ref, beta).sum())(nll)

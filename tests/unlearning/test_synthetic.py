@@ -43,6 +43,7 @@ def test_labels_follow_the_rules(alpha):
         assert len(x) == len(y)
 
 
+@pytest.mark.slow
 def test_keys_and_dtypes():
     first, again, other = (synthetic_gaussian_logistic(jax.random.key(seed)) for seed in (0, 0, 1))
     for a, b, c in zip(first, again, other, strict=True):
