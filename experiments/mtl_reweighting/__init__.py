@@ -322,7 +322,7 @@ def _gradnorm_toy(config: Config, run_dir: RunDir) -> Outcome:
             measurements |= _margins(dict(zip(methods, increases(errors, single), strict=True)))
     note = (
         "GradNorm's toy: GradNorm takes the losses of its first step as those at the start, and the gradients"
-        " of the whole trunk where the paper takes its last layer's. It learns its weights at a rate of 0.025:"
+        " of the whole trunk where the paper takes its last layer's. It learns its weights at 0.025:"
         " at the network's own they cannot part by the factor that the scales ask for within these steps."
     )
     return Outcome(measurements, result_tables, [note])

@@ -167,6 +167,7 @@ def test_wrong_methods():
         unlearn(data, theta, theta, METHODS[0.0], 10, 3)
 
 
+@pytest.mark.slow
 def test_smoke_run(tmp_path):
     """A verdict for each claim, figures and tables; a run that is resumed finds the same."""
     config = dataclasses.replace(npo.PRESETS["smoke"], fit_steps=200, steps=50, sweep_steps=50)

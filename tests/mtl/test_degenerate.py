@@ -127,6 +127,7 @@ def test_degenerate(weigh, precision):
 
 @pytest.mark.parametrize("method", ["nash", "fairgrad 2", "imtl_g", "mgda", "upgrad"])
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
+@pytest.mark.slow
 def test_a_common_scale_only_scales(method, scale, precision):
     """The direction of small and large gradients is that of ordinary ones."""
     options = {"norm_eps": 0.0} if method == "upgrad" else {}

@@ -168,7 +168,9 @@ TORCHJD_EXACT = (
 )
 
 
-@pytest.mark.parametrize("name", TORCHJD_EXACT)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n.endswith("_pref") else n for n in TORCHJD_EXACT]
+)
 def test_torchjd(vectors, x64, name):
     errors = {}
     for case, J, _, expected in _arrays(vectors, "torchjd_weights", name):
@@ -333,6 +335,7 @@ def _normalizer(name, J, losses):
 
 
 @pytest.mark.parametrize("name", ["mgda", "mgda_pgd", "mgda_l2", "mgda_lossplus"])
+@pytest.mark.slow
 def test_libmtl_mgda(vectors, x64, name):
     """The objective, and then the direction, because |g - g*|^2 <= |g|^2 - |g*|^2 at the least g*.
 

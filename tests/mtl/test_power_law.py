@@ -9,6 +9,7 @@ from jaxneg.mtl import pl_alpha, pl_alpha_matrix, pl_alpha_tree
 
 
 @pytest.mark.golden("rep_mtl", "pl_alpha.npz")
+@pytest.mark.slow
 def test_weightwatcher(golden, x64):
     for case in {name.split("__")[0] for name in golden}:
         W, evals = golden[f"{case}__W"], golden[f"{case}__evals"]

@@ -299,7 +299,7 @@ def test_bfloat16_jacobian_is_close(name):
 
 
 @pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("mode", ["reverse", "forward"])
+@pytest.mark.parametrize("mode", ["reverse", pytest.param("forward", marks=pytest.mark.slow)])
 def test_derivatives_are_those_of_finite_differences(x64, name, mode):
     rng = np.random.default_rng(0)
     J, change, cotangent = jacobian(3), rng.normal(size=(TASKS, 8)), rng.normal(size=TASKS)

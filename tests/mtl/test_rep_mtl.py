@@ -201,6 +201,7 @@ PARAMS |= {"heads": jnp.asarray(np.random.default_rng(2).normal(size=(6, 2)), jn
 X = jnp.asarray(np.random.default_rng(3).normal(size=(7, 5)), jnp.float32)
 
 
+@pytest.mark.slow
 def test_regularisers_move_the_encoder_alone_unless_told():
     plain = jax.grad(lambda p: head_losses(p["heads"], encode(p["encoder"], X), X).sum())(PARAMS)
 

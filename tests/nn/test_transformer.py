@@ -120,7 +120,8 @@ def test_rotary_scores_depend_on_the_distance_only():
     )
 
 
-@pytest.mark.parametrize("remat", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", [False, True])
 def test_a_loop_over_the_layers_is_the_layers(remat):
     unrolled = transformer(SMALL)
     scanned = transformer(dataclasses.replace(SMALL, scan=True, remat=remat))

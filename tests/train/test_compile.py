@@ -287,6 +287,7 @@ SMALL_LLAMA = dataclasses.replace(
         pytest.param(LLAMA_3_2_1B, 2048, True, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_a_transformer_on_a_pod(config, length, explicit):
     model, tx = transformer(config), optax.adamw(1e-4)
 
@@ -315,6 +316,7 @@ def test_a_transformer_on_a_pod(config, length, explicit):
 
 @needs_libtpu
 @pytest.mark.tpu_compile
+@pytest.mark.slow
 def test_libtpu_is_quiet_and_two_processes_may_load_it():
     script = "from jaxneg.train.compile import _topology_devices as t; print(len(t('v5e:2x2'))); input()"
     processes = [

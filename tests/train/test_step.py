@@ -376,7 +376,11 @@ MESHES = {
 
 @pytest.mark.parametrize(
     ("loss_fn", "options"),
-    [(scalar_loss, {}), (task_losses, {}), (task_losses, {"accumulate": 2, "remat": True})],
+    [
+        pytest.param(scalar_loss, {}, marks=pytest.mark.slow),
+        (task_losses, {}),
+        pytest.param(task_losses, {"accumulate": 2, "remat": True}, marks=pytest.mark.slow),
+    ],
     ids=["scalar", "tasks", "tasks-accumulate-remat"],
 )
 @pytest.mark.parametrize("kind", MESHES)

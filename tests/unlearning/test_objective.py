@@ -122,7 +122,9 @@ def test_pieces_of_a_batch_have_its_gradient(method):
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("method", ["npo+rt", "kto+kl", "dpo+rt", "idk+rt"])
+@pytest.mark.parametrize(
+    "method", ["npo+rt", *(pytest.param(m, marks=pytest.mark.slow) for m in ("kto+kl", "dpo+rt", "idk+rt"))]
+)
 def test_sharded_equals_unsharded(kind, method):
     cfg = UnlearnConfig(method)
     batch, params = precompute_reference(_apply, _params(1), _batch(), cfg), _params()
