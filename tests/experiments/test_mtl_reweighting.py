@@ -59,6 +59,7 @@ def other_radius(monkeypatch):
 
 
 @pytest.mark.golden("mtl_reweighting", "toy.npz")
+@pytest.mark.slow
 def test_toy_losses_and_jacobians(golden, x64):
     cases = {key.removesuffix("__x"): key for key in golden if key.endswith("__x") and "outcome" not in key}
     assert cases

@@ -68,6 +68,7 @@ def _compare(golden, curves, weights, rtol):
 
 
 @pytest.mark.golden("npo", "synthetic_traj_*.npz")
+@pytest.mark.slow
 def test_trajectories_in_float64(golden, x64, official):
     """1e-8, as for float64."""
     _compare(golden, *_unlearned(golden, official), rtol=1e-8)

@@ -299,7 +299,7 @@ def _cagrad_objective(J, share, c):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("alpha", [pytest.param(0.5, marks=pytest.mark.slow), 1.0, 2.0])
 def test_exact_fair(vectors, precision, alpha):
     def tolerance(case):
         if precision == "float64":

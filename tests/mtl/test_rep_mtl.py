@@ -234,6 +234,7 @@ def test_a_batch_for_each_task():
     assert losses.shape == (2,)
 
 
+@pytest.mark.slow
 def test_the_entropy_falls_under_its_regulariser():
     """Mechanism: descending the entropy makes positions belong to one task."""
     loss_fn = make_rep_mtl_loss(encode, head_losses, lam_tsr=3.0, lam_csa=0.0)

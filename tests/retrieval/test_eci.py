@@ -181,6 +181,7 @@ def test_sharded_equals_unsharded(axis_type):
 @pytest.mark.parametrize(
     "aggregate", ["mean_of_products", pytest.param("product_of_means", marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_shard_map_completes_the_means(aggregate):
     sim_pos, sim_neg, mask = sample()
     mesh = jax.make_mesh((8,), ("data",))

@@ -50,6 +50,7 @@ def test_equals_log_softmax(seed, shape, masked, scale):
     np.testing.assert_allclose(found[2], expected[2], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_jit_vmap_and_both_second_derivatives():
     logits, labels = _case()
     np.testing.assert_allclose(
