@@ -9,16 +9,17 @@ from jaxneg.mtl import losses, metrics
 from jaxneg.mtl.aligned_mtl import aligned_mtl
 from jaxneg.mtl.cagrad import cagrad
 from jaxneg.mtl.config import config
+from jaxneg.mtl.conflict import ConflictStatistics, conflict_statistics
 from jaxneg.mtl.dbmtl import dbmtl_buffer, dbmtl_head_weights, dbmtl_weights
 from jaxneg.mtl.dualproj import dualproj
 from jaxneg.mtl.excess_mtl import excess_risks, excess_weights
 from jaxneg.mtl.fairgrad import fairgrad
-from jaxneg.mtl.graddrop import graddrop_draws, graddrop_masked
+from jaxneg.mtl.graddrop import graddrop_draws, graddrop_masked, graddrop_representation
 from jaxneg.mtl.gradnorm import gradnorm_loss, gradnorm_weights
 from jaxneg.mtl.gradvac import gradvac
 from jaxneg.mtl.gram import combine, cross_gram, gram, gram_sharded
 from jaxneg.mtl.imtl_g import imtl_g
-from jaxneg.mtl.jacobian import task_grads
+from jaxneg.mtl.jacobian import Representation, task_grads, task_grads_rep
 from jaxneg.mtl.losses import (
     dwa_weights,
     equal_weights,
@@ -56,14 +57,17 @@ from jaxneg.mtl.solvers import SolverInfo
 from jaxneg.mtl.upgrad import upgrad
 
 __all__ = [
+    "ConflictStatistics",
     "FamoState",
     "MultitaskState",
     "PowerLaw",
+    "Representation",
     "SolverInfo",
     "aligned_mtl",
     "cagrad",
     "combine",
     "config",
+    "conflict_statistics",
     "cross_gram",
     "csa_loss",
     "csa_loss_sharded",
@@ -87,6 +91,7 @@ __all__ = [
     "gls",
     "graddrop_draws",
     "graddrop_masked",
+    "graddrop_representation",
     "gradnorm_loss",
     "gradnorm_weights",
     "gradvac",
@@ -116,6 +121,7 @@ __all__ = [
     "stch",
     "stch_log",
     "task_grads",
+    "task_grads_rep",
     "task_saliency",
     "tsr_entropy",
     "upgrad",

@@ -1,7 +1,8 @@
 """GradDrop: of every coordinate only the gradients of one sign pass, drawn by how much they agree.
 
-Chen et al., arXiv:2010.06808, Algorithm 1, in its form on parameters. It is elementwise in the parameters,
-not a function of the Gram matrix: one draw for each parameter, nothing crosses the mesh.
+Chen et al., arXiv:2010.06808, Algorithm 1, in its form on parameters and in that on a shared representation.
+It is elementwise, not a function of the Gram matrix: one draw for each parameter, nothing crosses the mesh;
+on a representation the signed gradients are summed over the batch, so that one number for each feature does.
 """
 
 from typing import Any
@@ -33,15 +34,48 @@ def graddrop_masked(stacked_grads: Any, draws: Any, leak: Float[Array, " tasks"]
         >>> graddrop_masked(jnp.array([[3.0], [-1.0]]), jnp.array([0.5])).tolist()
         [[3.0], [-0.0]]
     """
+    return jax.tree.map(lambda J, U: _passing(J, U, leak) * J, stacked_grads, draws)
 
-    def masked(J: Array, U: Array) -> Array:
-        size = jnp.sum(jnp.abs(J), axis=0)
-        purity = 0.5 * (1 + jnp.sum(J, axis=0) / jnp.where(size > 0, size, 1.0))
-        passes = jnp.where(purity > U, J > 0, (purity < U) & (J < 0))
-        leaks = jnp.asarray(leak, J.dtype).reshape(-1, *(1,) * (J.ndim - 1))
-        return (leaks + (1 - leaks) * passes) * J
 
-    return jax.tree.map(masked, stacked_grads, draws)
+def graddrop_representation(
+    Z: Float[Array, "..."],
+    grads: Float[Array, "tasks batch ..."],
+    draws: Float[Array, "..."],
+    leak: Float[Array, " tasks"] | float = 0.0,
+) -> Float[Array, "tasks batch ..."]:
+    """The gradients in representation space with what is dropped set to 0.
+
+    Signs are those of ``sign(Z) dL_i/dZ``, summed over the batch: a feature passes or is dropped in all
+    examples alike.
+
+    Args:
+        Z: the shared representation ``[B, ...]``, or ``[T, B, ...]`` with a batch for each task.
+        grads: dL_i/dZ ``[T, B, ...]``.
+        draws: U ``[...]``, one for each feature.
+        leak: as `graddrop_masked`.
+
+    Returns:
+        ``[T, B, ...]``.
+
+    Source:
+        arXiv:2010.06808, Section 3.3; LibMTL's GradDrop.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> grads = jnp.array([[[3.0], [1.0]], [[-1.0], [0.0]]])
+        >>> graddrop_representation(jnp.ones((2, 1)), grads, jnp.array([0.5])).tolist()
+        [[[3.0], [1.0]], [[-0.0], [0.0]]]
+    """
+    return _passing(jnp.sum(grads * jnp.sign(Z), axis=1), draws, leak)[:, None] * grads
+
+
+def _passing(J: Array, U: Array, leak: Float[Array, " tasks"] | float) -> Array:
+    """What is left of each entry: 1, or the leak."""
+    size = jnp.sum(jnp.abs(J), axis=0)
+    purity = 0.5 * (1 + jnp.sum(J, axis=0) / jnp.where(size > 0, size, 1.0))
+    passes = jnp.where(purity > U, J > 0, (purity < U) & (J < 0))
+    leaks = jnp.asarray(leak, J.dtype).reshape(-1, *(1,) * (J.ndim - 1))
+    return leaks + (1 - leaks) * passes
 
 
 def graddrop_draws(key: jax.Array, stacked_grads: Any) -> Any:

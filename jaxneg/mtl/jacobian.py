@@ -1,13 +1,15 @@
-"""Task gradients: the Jacobian of a vector of losses with respect to a pytree of parameters.
+"""Task gradients: the Jacobian of a vector of losses with respect to parameters, or to what the tasks share.
 
-One forward pass, then one backward pass for each task, by ``vmap`` of the pulled-back unit vectors.
+One forward pass, then one backward pass for each task, by ``vmap`` of the pulled-back unit vectors. In
+representation space only the heads are passed T times, and the encoder once, with the combined gradient.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 
 def task_grads(
@@ -77,3 +79,90 @@ def task_grads(
     else:
         (jac,) = jax.lax.map(pullback, unit_vectors, batch_size=None if chunk_size == 1 else chunk_size)
     return ((losses, aux) if has_aux else losses), jac
+
+
+class Representation(NamedTuple):
+    """Task gradients in representation space, and the way back to the encoder: `multitask` takes one.
+
+    Attributes:
+        values: the shared representation Z ``[B, ...]``, or ``[T, B, ...]`` with a batch for each task.
+        grads: dL_t/dZ ``[T, B, ...]``.
+        pullback: from a gradient like Z to that of the encoder's parameters.
+    """
+
+    values: Array
+    grads: Array
+    pullback: Callable[[Array], Any]
+
+
+def task_grads_rep(
+    encode: Callable[..., Any],
+    head_losses: Callable[..., Any],
+    params: Any,
+    batch: Any,
+    *args: Any,
+    has_aux: bool = False,
+    own_inputs: bool = False,
+) -> tuple[Any, Any, Representation]:
+    """Losses and task gradients with respect to the shared representation only.
+
+    ``dL_t / dZ`` with ``Z = encode(params["encoder"], batch)``: T backward passes through the heads, none
+    through the encoder until `Representation.pullback` takes the combined gradient. The encoder's gradient is
+    linear in it, so that equal weights give the same as `task_grads`; weights from the Gram matrix are those
+    of the representation's gradients, an upper bound in MGDA-UB.
+
+    Args:
+        encode: ``(params["encoder"], batch, *args) -> Z``.
+        head_losses: ``(params["heads"], Z, batch, *args) -> losses [T]``, or ``(losses, aux)``.
+        params: ``{"encoder": ..., "heads": ...}``.
+        batch: passed on.
+        *args: passed on.
+        has_aux: whether ``head_losses`` returns something beside the losses.
+        own_inputs: whether Z is ``[T, B, ...]`` and loss t depends on ``Z[t]`` alone.
+
+    Returns:
+        ``(losses, {"heads": [T, ...]}, representation)``, or ``((losses, aux), ...)``:
+        ``tx.update(jac, state, params, losses=losses, representation=representation)`` for a chain that
+        starts with `multitask`.
+
+    Raises:
+        ValueError, TypeError: as `task_grads`; parameters without these two parts; with ``own_inputs`` a
+            representation without an entry for each task.
+
+    Source:
+        arXiv:1810.04650, Section 3.3 (MGDA-UB); LibMTL's ``rep_grad``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> params = {"encoder": jnp.ones((3, 4)), "heads": jnp.ones((4, 2))}
+        >>> losses, jac, rep = task_grads_rep(
+        ...     lambda w, x: x @ w, lambda v, Z, x: jnp.mean((Z @ v) ** 2, 0), params, jnp.eye(3)
+        ... )
+        >>> jac["heads"].shape, rep.grads.shape, rep.pullback(rep.grads.sum(0)).shape
+        ((2, 4, 2), (2, 3, 4), (3, 4))
+    """
+    if not isinstance(params, Mapping) or params.keys() != {"encoder", "heads"}:
+        raise ValueError(f"params: expected {{'encoder': ..., 'heads': ...}}, got {type(params).__name__}")
+    Z, pullback = jax.vjp(lambda encoder: encode(encoder, batch, *args), params["encoder"])
+
+    def back(gradient: Array) -> Any:
+        return pullback(gradient.astype(Z.dtype))[0]
+
+    def of_heads(parts: Any, batch: Any) -> Any:
+        return head_losses(parts["heads"], parts.get("representation", Z), batch, *args)
+
+    parts = {"heads": params["heads"], "representation": Z}
+    if not own_inputs:
+        losses, jac = task_grads(of_heads, parts, batch, has_aux=has_aux)
+        return losses, {"heads": jac["heads"]}, Representation(Z, jac["representation"], back)
+    losses, jac = task_grads(of_heads, {"heads": params["heads"]}, batch, has_aux=has_aux)
+    tasks = (losses[0] if has_aux else losses).shape
+    if Z.shape[:1] != tasks:
+        raise ValueError(f"Z: expected a batch for each of {tasks[0]} tasks, got shape {Z.shape}")
+
+    def total(Z: Array) -> Array:
+        result = head_losses(params["heads"], Z, batch, *args)
+        return jnp.sum(result[0] if has_aux else result)
+
+    # Loss t sees Z[t] alone: the gradient of their sum holds each one's own.
+    return losses, jac, Representation(Z, jax.grad(total)(Z), back)

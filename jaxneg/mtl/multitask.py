@@ -40,6 +40,7 @@ def multitask(
     update_every: int = 1,
     scale: Literal["native", "sum", "mean"] = "native",
     shared: Callable[[str], bool] | Any | None = None,
+    param_filter: Callable[[str], bool] | Any | None = None,
     head_weighting: Literal["unit", "task"] | None = None,
     **options: Any,
 ) -> aggregating.Aggregator:
@@ -54,6 +55,13 @@ def multitask(
     "moco", "dbmtl". Of two more Jacobians, ``pair=(J1, J2)``: "sdmgrad", "modo". Elementwise in the
     parameters: "graddrop" (needs ``key=``), "excess_mtl". None of these: "equal", "rlw" (needs ``key=``).
     "moco", "dbmtl" and "excess_mtl" keep T copies of the shared parameters in their state.
+
+    Other ways to call ``update``: with ``representation=`` of `task_grads_rep`, whose Jacobian holds the
+    heads alone, the method works on the gradients in representation space, and the encoder's gradient is
+    pulled back once (not the methods with T copies or a pair). With ``pullback=``, a function from task
+    weights to the gradient of the weighted losses, and {} for the Jacobian, methods of the losses alone
+    take one backward pass. For a Gram matrix of each layer, or group of them, give each its own link by
+    `optax.transforms.partition`.
 
     "dwa" compares the mean of the latest ``window`` losses (25) with that of the ``window`` before, with
     temperature ``tau`` (2); with ``steps_per_epoch=n`` it compares the last two epochs instead. "uw",
@@ -77,6 +85,8 @@ def multitask(
             (weights that sum to 0 stay).
         shared: which leaves all tasks share: a predicate on the leaf's path, such as "trunk/dense/kernel", or
             a pytree of booleans like the parameters; None is all. Only these enter the Gram matrix.
+        param_filter: which of the shared leaves the Gram matrix is taken of, likewise; None is all. GradNorm
+            measures the last shared layer. All shared leaves take the weights that come of it.
         head_weighting: the other leaves get the sum of their tasks' gradients ("unit") or the w-weighted sum
             ("task"). The default is "unit" for methods of the Gram matrix, and "task" for those of the losses
             and GradNorm.
@@ -125,7 +135,7 @@ def multitask(
         weights = () if n_tasks is None else jnp.ones(n_tasks)
         method_state = rule.init(n_tasks or 0) if rule.init else ()
         if rule.init_like:
-            kept = _only(_shared_leaves(shared, params), params)
+            kept = _only(_chosen_leaves("shared", shared, params), params)
             method_state = rule.init_like(
                 [
                     jnp.zeros((n_tasks or 0, *jnp.shape(leaf)), jnp.promote_types(leaf.dtype, jnp.float32))
@@ -142,10 +152,17 @@ def multitask(
         losses: Float[Array, " tasks"] | None = None,
         key: jax.Array | None = None,
         pair: tuple[Any, Any] | None = None,
+        representation: tuple[Array, Array, Callable[[Array], Any]] | None = None,
+        pullback: Callable[[Array], Any] | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, MultitaskState]:
         del params, extra_args
-        tasks = task_count(updates)
+        if pullback is None:
+            tasks = task_count(updates)
+        elif losses is None:
+            raise ValueError("losses: expected those that pullback weighs; pass update(..., losses=losses)")
+        else:
+            tasks = jnp.size(losses)
         if n_tasks is not None and tasks != n_tasks:
             raise ValueError(f"stacked_grads: expected n_tasks={n_tasks} on the leading axis, got {tasks}")
         if losses is not None and losses.shape != (tasks,):
@@ -161,16 +178,33 @@ def multitask(
                 f"pair: method {name!r} reads the Jacobians of two more batches, independent of each other"
                 " and of this one; pass update(..., pair=(J1, J2))"
             )
-        is_shared = _shared_leaves(shared, updates)
-        trunk = _only(is_shared, updates)
-        reads_trunk = rule.reads_gram or rule.reads_pair or rule.init_like is not None
-        if reads_trunk and not trunk:
-            raise ValueError("shared: expected at least one shared leaf, got none")
-        others = [_only(is_shared, jacobian) for jacobian in pair] if pair and rule.reads_pair else ()
+        of_parameters = rule.init_like is not None or rule.reads_pair
+        others: list[Any] = []
+        if pullback is not None:
+            if rule.reads_gram or of_parameters or unit_heads:
+                raise ValueError(
+                    f"pullback: expected a method of the losses that weighs heads too, got {name!r}"
+                )
+            given = _Gradients([], [], None, lambda weights, *_: pullback(weights))
+        elif representation is not None:
+            if of_parameters:
+                raise ValueError(f"representation: method {name!r} needs the gradients of the parameters")
+            given = _in_representation(updates, *representation, tasks)
+        else:
+            is_shared = _chosen_leaves("shared", shared, updates)
+            measures = _chosen_leaves("param_filter", param_filter, updates)
+            measured = [a and b for a, b in zip(is_shared, measures, strict=True)]
+            given = _in_parameters(updates, is_shared, measured)
+            if (rule.reads_gram or of_parameters) and not given.rows:
+                raise ValueError("shared: expected at least one shared leaf, got none")
+            if (rule.reads_gram or rule.reads_pair) and not given.measured:
+                raise ValueError("param_filter: expected at least one shared leaf, got none")
+            others = [_only(measured, jacobian) for jacobian in pair] if pair and rule.reads_pair else []
 
         def solve() -> Answer:
-            G = gram(trunk) if rule.reads_gram else None
-            return rule.weigh(Asked(tasks, G, losses, key, state.method, trunk, others))
+            G = gram(given.measured) if rule.reads_gram else None
+            asked = Asked(tasks, G, losses, key, state.method, given.rows, others, given.representation)
+            return rule.weigh(asked)
 
         if update_every == 1:
             answer = solve()
@@ -181,17 +215,16 @@ def multitask(
             answer = Answer(kept, state.method)
         kept = state.weights if n_tasks is None else answer.weights.astype(float)
         weights = _scaled(answer.weights, scale)
-        trunk_weights = weights if rule.max_norm is None else clipped(weights, gram(trunk), rule.max_norm)
+        trunk_weights = (
+            weights if rule.max_norm is None else clipped(weights, gram(given.rows), rule.max_norm)
+        )
         unit_weights = jnp.ones_like(weights) if answer.heads is None else answer.heads
-        head_weights = unit_weights if unit_heads else weights
-        rows = iter(trunk if answer.rows is None else answer.rows)
-        leaves, structure = jax.tree.flatten(updates)
-        combined = [
-            combine(trunk_weights, next(rows).astype(leaf.dtype)) if inside else combine(head_weights, leaf)
-            for leaf, inside in zip(leaves, is_shared, strict=True)
-        ]
-        state = MultitaskState(state.count + 1, kept, answer.state)
-        return jax.tree.unflatten(structure, combined), state
+        combined = given.combine(
+            trunk_weights,
+            given.rows if answer.rows is None else answer.rows,
+            unit_weights if unit_heads else weights,
+        )
+        return combined, MultitaskState(state.count + 1, kept, answer.state)
 
     return aggregating.Aggregator(init, update)
 
@@ -232,6 +265,54 @@ def famo_observe(opt_state: Any, L_after: Float[Array, " tasks"]) -> Any:
     )
 
 
+class _Gradients(NamedTuple):
+    """The shared gradients and what is made of them.
+
+    rows: ``[T, ...]`` each.
+    measured: those of which the Gram matrix is taken.
+    representation: where the gradients are in its space.
+    combine: from weights of the rows, rows, and weights of the heads to the gradient.
+    """
+
+    rows: list[Array]
+    measured: list[Array]
+    representation: Array | None
+    combine: Callable[[Array, Any, Array], Any]
+
+
+def _in_parameters(updates: Any, is_shared: list[bool], measured: list[bool]) -> _Gradients:
+    def combined(weights: Array, rows: Any, head_weights: Array) -> Any:
+        next_row = iter(rows)
+        leaves, structure = jax.tree.flatten(updates)
+        parts = [
+            combine(weights, next(next_row).astype(leaf.dtype)) if inside else combine(head_weights, leaf)
+            for leaf, inside in zip(leaves, is_shared, strict=True)
+        ]
+        return jax.tree.unflatten(structure, parts)
+
+    return _Gradients(_only(is_shared, updates), _only(measured, updates), None, combined)
+
+
+def _in_representation(
+    heads: Any, values: Array, grads: Array, pullback: Callable[[Array], Any], tasks: int
+) -> _Gradients:
+    if grads.shape not in ((tasks, *values.shape), values.shape):
+        raise ValueError(
+            f"representation: expected gradients ({tasks}, *{values.shape}), or {values.shape} with a batch"
+            f" for each task, got shape {grads.shape}"
+        )
+
+    def combined(weights: Array, rows: Any, head_weights: Array) -> Any:
+        (rows,) = rows
+        if rows.ndim > values.ndim:
+            gradient = combine(weights, rows)
+        else:
+            gradient = weights.reshape(-1, *(1,) * (rows.ndim - 1)) * rows
+        return {**combine(head_weights, heads), "encoder": pullback(gradient)}
+
+    return _Gradients([grads], [grads], values, combined)
+
+
 def _scaled(weights: Array, scale: str) -> Array:
     if scale == "native":
         return weights
@@ -244,15 +325,15 @@ def _only(chosen: list[bool], tree: Any) -> list[Any]:
     return [leaf for leaf, inside in zip(jax.tree.leaves(tree), chosen, strict=True) if inside]
 
 
-def _shared_leaves(shared: Any, updates: Any) -> list[bool]:
-    """Which leaves are shared, in the order of the leaves."""
-    if shared is None:
-        return [True] * len(jax.tree.leaves(updates))
-    if callable(shared):
-        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(updates)]
-        return [bool(shared(jax.tree_util.keystr(path, simple=True, separator="/"))) for path in paths]
+def _chosen_leaves(name: str, chosen: Any, tree: Any) -> list[bool]:
+    """Which leaves a predicate or a pytree of booleans chooses, in the order of the leaves."""
+    if chosen is None:
+        return [True] * len(jax.tree.leaves(tree))
+    if callable(chosen):
+        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+        return [bool(chosen(jax.tree_util.keystr(path, simple=True, separator="/"))) for path in paths]
     try:
-        flags = jax.tree.map(lambda flag, part: jax.tree.map(lambda _: bool(flag), part), shared, updates)
+        flags = jax.tree.map(lambda flag, part: jax.tree.map(lambda _: bool(flag), part), chosen, tree)
     except ValueError as error:
-        raise ValueError(f"shared: expected booleans in the shape of the parameters; {error}") from error
+        raise ValueError(f"{name}: expected booleans in the shape of the parameters; {error}") from error
     return jax.tree.leaves(flags)

@@ -21,7 +21,7 @@ from jaxneg.mtl.dbmtl import dbmtl_buffer, dbmtl_head_weights, dbmtl_weights
 from jaxneg.mtl.dualproj import dualproj
 from jaxneg.mtl.excess_mtl import excess_risks, excess_weights
 from jaxneg.mtl.fairgrad import fairgrad
-from jaxneg.mtl.graddrop import graddrop_draws, graddrop_masked
+from jaxneg.mtl.graddrop import graddrop_draws, graddrop_masked, graddrop_representation
 from jaxneg.mtl.gradnorm import gradnorm_loss, gradnorm_weights
 from jaxneg.mtl.gradvac import gradvac
 from jaxneg.mtl.gram import cross_gram, gram
@@ -126,6 +126,7 @@ class Asked(NamedTuple):
     state: Any
     trunk: Any = ()
     pair: Any = ()
+    representation: Any = None
 
 
 class Answer(NamedTuple):
@@ -501,7 +502,12 @@ def _excess_mtl(step_size: float = 1e-2, variant: Literal["libmtl", "torchjd"] =
 
 def _graddrop(leak: float | Float[Array, " tasks"] = 0.0) -> Method:
     def weigh(asked: Asked) -> Answer:
-        rows = graddrop_masked(asked.trunk, graddrop_draws(asked.key, asked.trunk), leak)
+        if asked.representation is not None:
+            (grads,) = asked.trunk
+            draws = graddrop_draws(asked.key, grads[:, 0])
+            rows = [graddrop_representation(asked.representation, grads, draws, leak)]
+        else:
+            rows = graddrop_masked(asked.trunk, graddrop_draws(asked.key, asked.trunk), leak)
         return Answer(jnp.ones(asked.tasks), asked.state, rows=rows)
 
     return Method(weigh, draws=True)
