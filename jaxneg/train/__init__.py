@@ -5,7 +5,15 @@ from jaxneg.train.compile import CompileReport, Target, collective_bytes, compil
 from jaxneg.train.data import global_batch, pipeline, process_shard
 from jaxneg.train.loop import FitResult, NonFiniteError, fit
 from jaxneg.train.mesh import batch_shardings, make_mesh, partition_specs, shardings
-from jaxneg.train.step import Precision, ShardedStep, TrainState, init_state, make_step, shard_step
+from jaxneg.train.step import (
+    Precision,
+    ShardedStep,
+    SplitLoss,
+    TrainState,
+    init_state,
+    make_step,
+    shard_step,
+)
 
 __all__ = [
     "CheckpointError",
@@ -16,6 +24,7 @@ __all__ = [
     "Precision",
     "Restored",
     "ShardedStep",
+    "SplitLoss",
     "Target",
     "TrainState",
     "batch_shardings",

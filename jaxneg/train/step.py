@@ -2,8 +2,10 @@
 
 A scalar loss takes its gradient. A vector of task losses ``L[T]`` takes the Jacobian
 ``J[t] = dL[t]/dparams`` by pulling back the T one-hot cotangents through one shared forward pass; the first
-link of the optax chain aggregates it. Everything that a step needs is in its state, so that a resumed run
-repeats the run that was never stopped: the random key of step n is ``fold_in(state.key, n)``.
+link of the optax chain aggregates it. Where that link needs less, it can have less: the gradients in the
+space of a shared representation, or one pullback of the weighted losses. Everything that a step needs is in
+its state, so that a resumed run repeats the run that was never stopped: the random key of step n is
+``fold_in(state.key, n)``.
 """
 
 import re
@@ -44,6 +46,26 @@ class TrainState(NamedTuple):
     params: Params
     opt_state: Any
     key: PRNGKeyArray
+
+
+class SplitLoss(NamedTuple):
+    """A multi-task loss in two parts, for parameters ``{"encoder": ..., "heads": ...}``; a loss function too.
+
+    Attributes:
+      encode: ``(params["encoder"], batch, key) -> Z``.
+      head_losses: ``(params["heads"], Z, batch, key) -> (losses [T], aux)``.
+      own_inputs: Whether Z is ``[T, B, ...]``, a batch for each task, and loss t depends on ``Z[t]`` alone.
+    """
+
+    encode: Callable[[Params, Batch, PRNGKeyArray], Array]
+    head_losses: Callable[[Params, Array, Batch, PRNGKeyArray], tuple[Array, Mapping[str, ArrayLike]]]
+    own_inputs: bool = False
+
+    def __call__(
+        self, params: Params, batch: Batch, key: PRNGKeyArray
+    ) -> tuple[Array, Mapping[str, ArrayLike]]:
+        """Both parts, one after the other."""
+        return self.head_losses(params["heads"], self.encode(params["encoder"], batch, key), batch, key)
 
 
 class Precision(NamedTuple):
@@ -105,7 +127,7 @@ def make_step(
     accumulate: int = 1,
     remat: bool | str = False,
     precision: Precision | None = None,
-    jacobian: Literal["stacked", "sequential"] = "stacked",
+    jacobian: Literal["stacked", "sequential", "representation", "weighted"] = "stacked",
     after_update: Callable[[Any, Array], Any] | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """A pure train step, for one loss or for several.
@@ -125,8 +147,12 @@ def make_step(
       remat: Whether to recompute the forward pass in the backward pass: ``True`` saves nothing, a name is
         one of ``jax.checkpoint_policies``.
       precision: The mixed-precision policy; by default nothing is cast.
-      jacobian: ``"stacked"`` pulls back all tasks at once, ``"sequential"`` one after the other in the
-        memory of one.
+      jacobian: How a vector of losses is pulled back. ``"stacked"``: all tasks at once; ``"sequential"``: one
+        after the other, the backward pass in the memory of one. ``"representation"``, for a `SplitLoss`:
+        through the heads alone; ``tx`` gets the Jacobian ``{"heads": ...}`` and ``representation=(Z, dL/dZ
+        [T, ...], pullback)``, and answers with the gradients of both parts. ``"weighted"``, for aggregators
+        that read the losses alone: ``tx`` gets {} and ``pullback=``, from weights ``[T]`` to the gradient
+        of the weighted losses, which costs one backward pass.
       after_update: ``(opt_state, losses) -> opt_state`` with the losses of the same batch and key at the new
         parameters, which cost one more forward pass.
 
@@ -150,25 +176,68 @@ def make_step(
     """
     if accumulate < 1:
         raise ValueError(f"accumulate: expected at least 1, got {accumulate}")
-    if jacobian not in ("stacked", "sequential"):
-        raise ValueError(f"jacobian: expected 'stacked' or 'sequential', got {jacobian!r}")
+    if jacobian not in ("stacked", "sequential", "representation", "weighted"):
+        raise ValueError(
+            f"jacobian: expected 'stacked', 'sequential', 'representation' or 'weighted', got {jacobian!r}"
+        )
+    if jacobian in ("representation", "weighted") and accumulate > 1:
+        raise ValueError(f"accumulate: expected 1 with jacobian={jacobian!r}, got {accumulate}")
+    if jacobian == "representation" and not isinstance(loss_fn, SplitLoss):
+        raise TypeError(f"loss_fn: jacobian='representation' needs a SplitLoss, got {type(loss_fn).__name__}")
     extended = optax.with_extra_args_support(tx)
+
+    def prepared(params: Params, batch: Batch) -> Params:
+        return _gathered(_cast(params, precision.compute) if precision else params, batch)
+
+    def checked(result: Any) -> tuple[Array, dict[str, Array]]:
+        loss, aux = _checked_loss(result)
+        return _cast((loss, aux), precision.output) if precision else (loss, aux)
 
     def evaluate(params: Params, batch: Batch, key: PRNGKeyArray) -> tuple[Array, dict[str, Array]]:
         if precision:
-            params, batch = _cast(params, precision.compute), _cast(batch, precision.compute, precision.keep)
-        loss, aux = _checked_loss(loss_fn(_gathered(params, batch), batch, key))
-        return _cast((loss, aux), precision.output) if precision else (loss, aux)
+            batch = _cast(batch, precision.compute, precision.keep)
+        return checked(loss_fn(prepared(params, batch), batch, key))
 
     if remat:
         evaluate = jax.checkpoint(evaluate, policy=None if remat is True else _policy(remat))
 
-    def differentiate(params: Params, batch: Batch, key: PRNGKeyArray) -> tuple[Array, dict, Params]:
+    def pulled(pullback: Callable[[Array], Any], loss: Array) -> Any:
+        pull = jax.lax.map if jacobian == "sequential" else lambda f, basis: jax.vmap(f)(basis)
+        return pull(pullback, jnp.eye(loss.size, dtype=loss.dtype))
+
+    def differentiate(params: Params, batch: Batch, key: PRNGKeyArray) -> tuple[Array, dict, Any]:
         loss, pullback, aux = jax.vjp(lambda p: evaluate(p, batch, key), params, has_aux=True)
         if loss.ndim == 0:
             return loss, aux, pullback(jnp.ones_like(loss))[0]
-        pull = jax.vmap(pullback) if jacobian == "stacked" else lambda basis: jax.lax.map(pullback, basis)
-        return loss, aux, pull(jnp.eye(loss.size, dtype=loss.dtype))[0]
+        if jacobian == "weighted":
+            return loss, aux, lambda weights: pullback(weights.astype(loss.dtype))[0]
+        return loss, aux, pulled(pullback, loss)[0]
+
+    def differentiate_heads(params: Params, batch: Batch, key: PRNGKeyArray) -> tuple[Array, dict, Any]:
+        assert isinstance(loss_fn, SplitLoss)
+        split = loss_fn
+        if precision:
+            batch = _cast(batch, precision.compute, precision.keep)
+
+        def encode(encoder: Params) -> Array:
+            return split.encode(prepared(encoder, batch), batch, key)
+
+        if remat:
+            encode = jax.checkpoint(encode, policy=None if remat is True else _policy(remat))
+        Z, pullback = jax.vjp(encode, params["encoder"])
+
+        def head_losses(heads: Params, Z: Array) -> tuple[Array, dict[str, Array]]:
+            return checked(split.head_losses(prepared(heads, batch), Z, batch, key))
+
+        losses, pull_heads, aux = jax.vjp(head_losses, params["heads"], Z, has_aux=True)
+        if losses.ndim == 0:
+            raise ValueError(
+                "loss_fn: expected one loss for each task with jacobian='representation', got one"
+            )
+        heads, grads = pulled(pull_heads, losses)
+        if split.own_inputs:
+            _, grads = pull_heads(jnp.ones_like(losses))
+        return losses, aux, (heads, (Z, grads, lambda gradient: pullback(gradient.astype(Z.dtype))[0]))
 
     def value(params: Params, batch: Batch, key: PRNGKeyArray) -> tuple[Array, dict, None]:
         return *evaluate(params, batch, key), None
@@ -179,8 +248,15 @@ def make_step(
         _require_examples(batch, accumulate)
         loss_key, tx_key = jax.random.split(jax.random.fold_in(state.key, state.step))
 
-        loss, aux, grads = _accumulated(differentiate, accumulate, params, batch, loss_key)
-        extra = {"losses" if loss.ndim else "value": loss, "key": tx_key}
+        how = differentiate_heads if jacobian == "representation" else differentiate
+        loss, aux, grads = _accumulated(how, accumulate, params, batch, loss_key)
+        extra: dict[str, Any] = {"losses" if loss.ndim else "value": loss, "key": tx_key}
+        measured = grads
+        if jacobian == "representation":
+            heads, extra["representation"] = grads
+            grads, measured = {"heads": heads}, (heads, extra["representation"][1])
+        elif jacobian == "weighted" and loss.ndim:
+            extra["pullback"], grads, measured = grads, {}, None
         updates, opt_state = extended.update(grads, state.opt_state, params, **extra)
         _require_like(updates, params)
         new_params = optax.apply_updates(params, updates)
@@ -190,9 +266,10 @@ def make_step(
 
         metrics = {
             "losses" if loss.ndim else "loss": loss,
-            "grad_norm": _norm(grads, keep=loss.ndim),
             "update_norm": _norm(updates),
         }
+        if measured is not None:
+            metrics["grad_norm"] = _norm(measured, keep=loss.ndim)
         if hidden := metrics.keys() & aux.keys():
             raise ValueError(f"aux: {sorted(hidden)} would hide the step's own metrics; choose other names")
         return TrainState(state.step + 1, new_params, opt_state, state.key), metrics | aux

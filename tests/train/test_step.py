@@ -301,7 +301,10 @@ def first_step(loss_fn, params=None, batch=None, tx=None, **options):
     ("options", "message"),
     [
         ({"accumulate": 0}, "accumulate: expected at least 1, got 0"),
-        ({"jacobian": "both"}, "jacobian: expected 'stacked' or 'sequential', got 'both'"),
+        (
+            {"jacobian": "both"},
+            "jacobian: expected 'stacked', 'sequential', 'representation' or 'weighted', got 'both'",
+        ),
         ({"remat": "dots"}, "remat: expected a bool or one of .*'dots_saveable'.*got 'dots'"),
         ({"remat": "save_only_these_names"}, "remat: expected a bool or one of"),
     ],
