@@ -38,6 +38,7 @@ def multitask(
     *,
     n_tasks: int | None = None,
     update_every: int = 1,
+    smoothing: float = 0.0,
     scale: Literal["native", "sum", "mean"] = "native",
     shared: Callable[[str], bool] | Any | None = None,
     param_filter: Callable[[str], bool] | Any | None = None,
@@ -81,6 +82,8 @@ def multitask(
             Where given, the state holds the latest weights.
         update_every: how many calls use the same weights (methods of the Gram matrix; Nash-MTL's clip is
             renewed in every call).
+        smoothing: a in ``w <- a w_before + (1 - a) w``, a moving average of the native weights (CR-MOGM) that
+            starts with the first; needs n_tasks.
         scale: "native" leaves the weights as the method defines them, "sum" makes them sum to T, "mean" to 1
             (weights that sum to 0 stay).
         shared: which leaves all tasks share: a predicate on the leaf's path, such as "trunk/dense/kernel", or
@@ -101,7 +104,9 @@ def multitask(
         TypeError: an option that the method does not take.
 
     Source:
-        The method's module names its paper; heads and scale follow arXiv:2202.01017's and LibMTL's code.
+        The method's module names its paper; heads and scale follow arXiv:2202.01017's and LibMTL's code;
+        smoothing is Zhou et al., On the Convergence of Stochastic Multi-Objective Gradient Manipulation and
+        Beyond, NeurIPS 2022.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -120,14 +125,16 @@ def multitask(
         raise ValueError(
             f"update_every: only methods of the Gram matrix without a state keep their weights, got {name!r}"
         )
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"smoothing: expected at least 0 and below 1, got {smoothing}")
     if scale not in ("native", "sum", "mean"):
         raise ValueError(f"scale: expected 'native', 'sum' or 'mean', got {scale!r}")
     if head_weighting not in (None, "unit", "task"):
         raise ValueError(f"head_weighting: expected 'unit' or 'task', got {head_weighting!r}")
     if n_tasks is not None and n_tasks < 1:
         raise ValueError(f"n_tasks: expected at least one task, got {n_tasks}")
-    if n_tasks is None and (stateful or update_every > 1):
-        what = f"method {name!r}" if stateful else "update_every > 1"
+    if n_tasks is None and (stateful or update_every > 1 or smoothing):
+        what = f"method {name!r}" if stateful else "update_every > 1" if update_every > 1 else "smoothing"
         raise ValueError(f"n_tasks: {what} keeps a state for each task; pass n_tasks=T")
     unit_heads = (head_weighting or ("task" if rule.weighs_losses else "unit")) == "unit"
 
@@ -213,8 +220,12 @@ def multitask(
                 state.count % update_every == 0, lambda: solve().weights.astype(float), lambda: state.weights
             )
             answer = Answer(kept, state.method)
-        kept = state.weights if n_tasks is None else answer.weights.astype(float)
-        weights = _scaled(answer.weights, scale)
+        weights = answer.weights
+        if smoothing:
+            averaged = smoothing * state.weights + (1 - smoothing) * weights
+            weights = jnp.where(state.count == 0, weights, averaged.astype(weights.dtype))
+        kept = state.weights if n_tasks is None else weights.astype(float)
+        weights = _scaled(weights, scale)
         trunk_weights = (
             weights if rule.max_norm is None else clipped(weights, gram(given.rows), rule.max_norm)
         )

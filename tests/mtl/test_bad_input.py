@@ -358,6 +358,16 @@ LINK_MISTAKES = {
         ValueError,
         "n_tasks: method 'famo' keeps a state for each task; pass n_tasks=T",
     ),
+    "smoothing": (
+        lambda: multitask("nash", n_tasks=3, smoothing=1.0),
+        ValueError,
+        "smoothing: expected at least 0 and below 1, got 1.0",
+    ),
+    "n_tasks missing for smoothing": (
+        lambda: multitask("mgda", smoothing=0.5),
+        ValueError,
+        "n_tasks: smoothing keeps a state for each task; pass n_tasks=T",
+    ),
     "n_tasks missing for update_every": (
         lambda: multitask("mgda", update_every=2),
         ValueError,

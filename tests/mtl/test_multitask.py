@@ -232,6 +232,20 @@ def test_update_every_renews_nashs_clip():
         assert np.linalg.norm(row(direction)) == pytest.approx(1.0, rel=1e-4)
 
 
+@pytest.mark.parametrize("method", ["mgda", "dwa"])
+def test_smoothing_averages_the_weights(method):
+    plain = multitask(method, n_tasks=TASKS, **{"window": 1} if method == "dwa" else {})
+    smooth = multitask(method, n_tasks=TASKS, smoothing=0.9, **{"window": 1} if method == "dwa" else {})
+    state, plain_state, expected = smooth.init(PARAMS), plain.init(PARAMS), None
+    for J, losses in zip(JACS, LOSSES, strict=True):
+        _, plain_state = plain.update(J, plain_state, PARAMS, losses=losses)
+        direction, state = smooth.update(J, state, PARAMS, losses=losses)
+        w = np.asarray(plain_state.weights)
+        expected = w if expected is None else 0.9 * expected + 0.1 * w
+        np.testing.assert_allclose(state.weights, expected, rtol=1e-5)
+        np.testing.assert_allclose(row(direction), expected @ rows(J), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("method", ["rlw", "pcgrad"])
 def test_random_methods_follow_the_key(method):
     link = multitask(method)

@@ -1,4 +1,4 @@
-"""Gradients in representation space, one pullback of weighted losses, and which leaves the Gram matrix reads."""
+"""Gradients in representation space, one pullback of weighted losses, leaves that the Gram matrix reads."""
 
 from functools import partial
 
