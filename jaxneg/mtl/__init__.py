@@ -39,6 +39,7 @@ from jaxneg.mtl.mgda import mgda
 from jaxneg.mtl.moco import moco_tracker, moco_weights
 from jaxneg.mtl.multitask import MultitaskState, famo_observe, multitask
 from jaxneg.mtl.nash import nash
+from jaxneg.mtl.pcd import pcd
 from jaxneg.mtl.pcgrad import pcgrad
 from jaxneg.mtl.power_law import PowerLaw, pl_alpha, pl_alpha_matrix, pl_alpha_tree
 from jaxneg.mtl.rep_mtl import (
@@ -109,6 +110,7 @@ __all__ = [
     "modo",
     "multitask",
     "nash",
+    "pcd",
     "pcgrad",
     "pl_alpha",
     "pl_alpha_matrix",

@@ -1,6 +1,7 @@
 """GradVac: task gradients are turned towards each other until they are as similar as they usually are.
 
-Wang et al., arXiv:2010.05874, Algorithm 1, over all shared parameters as one group.
+Wang et al., arXiv:2010.05874, Algorithm 1, on the Gram matrix of one group of parameters: all that are
+shared, or a layer with a link of its own (see `multitask`).
 """
 
 import jax

@@ -51,10 +51,11 @@ def multitask(
     the shared parameters.
 
     Methods of the Gram matrix: "mgda", "pcgrad" and "gradvac" (need ``key=``), "cagrad", "imtl_g", "nash"
-    (max_norm=1 by default), "fairgrad", "aligned_mtl", "upgrad", "dualproj", "config". Methods of the losses
-    (need ``losses=``): "si", "gls", "dwa", "uw", "imtl_l", "stch", "famo". Of both: "imtl", "gradnorm",
-    "moco", "dbmtl". Of two more Jacobians, ``pair=(J1, J2)``: "sdmgrad", "modo". Elementwise in the
-    parameters: "graddrop" (needs ``key=``), "excess_mtl". None of these: "equal", "rlw" (needs ``key=``).
+    (max_norm=1 by default), "fairgrad", "aligned_mtl", "upgrad", "dualproj", "config", "pcd" (its
+    first task is the primary one). Methods of the losses (need ``losses=``): "si", "gls", "dwa", "uw",
+    "imtl_l", "stch", "famo". Of both: "imtl", "gradnorm", "moco", "dbmtl". Of two more Jacobians,
+    ``pair=(J1, J2)``: "sdmgrad", "modo". Elementwise in the parameters: "graddrop" (needs ``key=``),
+    "excess_mtl". None of these: "equal", "rlw" (needs ``key=``).
     "moco", "dbmtl" and "excess_mtl" keep T copies of the shared parameters in their state.
 
     Other ways to call ``update``: with ``representation=`` of `task_grads_rep`, whose Jacobian holds the

@@ -29,6 +29,7 @@ from jaxneg.mtl.imtl_g import imtl_g
 from jaxneg.mtl.mgda import mgda
 from jaxneg.mtl.moco import moco_tracker, moco_weights
 from jaxneg.mtl.nash import nash
+from jaxneg.mtl.pcd import pcd
 from jaxneg.mtl.pcgrad import pcgrad
 from jaxneg.mtl.sdmgrad import modo, sdmgrad
 from jaxneg.mtl.solvers import gradient_norms
@@ -92,6 +93,13 @@ class BufferState(NamedTuple):
 
     kept: Any
     weights: Float[Array, " tasks"]
+    step: Int[Array, ""]
+
+
+class PcdState(NamedTuple):
+    """State of PCD: the moving average of the gradients' squared norms, and the steps."""
+
+    mean_squares: Float[Array, " tasks"]
     step: Int[Array, ""]
 
 
@@ -368,6 +376,21 @@ def _gradvac(beta: float = 0.5) -> Method:
     return Method(weigh, lambda tasks: jnp.zeros((tasks, tasks)), reads_gram=True, draws=True)
 
 
+def _pcd(tau: float | Float[Array, " secondary"] = 0.02, beta: float = 0.999, eps: float = 1e-8) -> Method:
+    if not 0 <= beta < 1:
+        raise ValueError(f"beta: expected at least 0 and below 1, got {beta}")
+
+    def weigh(asked: Asked) -> Answer:
+        mean, step = asked.state.mean_squares, asked.state.step + 1
+        mean = beta * mean + (1 - beta) * jnp.diagonal(asked.gram).astype(mean.dtype)
+        return Answer(pcd(asked.gram, tau, mean / (1 - beta**step), eps), PcdState(mean, step))
+
+    def init(tasks: int) -> PcdState:
+        return PcdState(jnp.zeros(tasks), jnp.zeros((), jnp.int32))
+
+    return Method(weigh, init, reads_gram=True)
+
+
 def _imtl(init: float = 0.0, optimizer: optax.GradientTransformation | None = None) -> Method:
     start, move = _learner(init, optimizer)
 
@@ -560,6 +583,7 @@ _RULES: dict[str, Callable[..., Method]] = {
     "gradnorm": _gradnorm,
     "imtl": _imtl,
     "gradvac": _gradvac,
+    "pcd": _pcd,
     "graddrop": _graddrop,
     "dbmtl": _dbmtl,
     "moco": _moco,

@@ -31,6 +31,7 @@ from jaxneg.mtl import (
     mgda,
     multitask,
     nash,
+    pcd,
     pcgrad,
     rlw_weights,
     si,
@@ -357,6 +358,31 @@ LINK_MISTAKES = {
         lambda: multitask("famo"),
         ValueError,
         "n_tasks: method 'famo' keeps a state for each task; pass n_tasks=T",
+    ),
+    "tau of pcd": (
+        lambda: pcd(jnp.eye(3), tau=1.5),
+        ValueError,
+        "tau: expected from 0 to 1, got 1.5",
+    ),
+    "shape of pcd's tau": (
+        lambda: pcd(jnp.eye(3), tau=jnp.ones(3)),
+        ValueError,
+        "tau: expected one number or shape (2,), got shape (3,)",
+    ),
+    "mean_squares of pcd": (
+        lambda: pcd(jnp.eye(3), mean_squares=jnp.ones(2)),
+        ValueError,
+        "mean_squares: expected shape (3,), got (2,)",
+    ),
+    "eps of pcd": (
+        lambda: pcd(jnp.eye(3), eps=-1.0),
+        ValueError,
+        "eps: expected at least 0, got -1.0",
+    ),
+    "beta of pcd": (
+        lambda: multitask("pcd", n_tasks=3, beta=1.0),
+        ValueError,
+        "beta: expected at least 0 and below 1, got 1.0",
     ),
     "smoothing": (
         lambda: multitask("nash", n_tasks=3, smoothing=1.0),

@@ -16,14 +16,14 @@ NEEDS |= {name: {} for name in ("fairgrad", "aligned_mtl", "upgrad", "dualproj",
 NEEDS |= {
     name: {"n_tasks": True}
     for name in ("dwa", "uw", "imtl_l", "famo", "gradnorm", "imtl", "gradvac", "moco", "dbmtl", "excess_mtl")
-} | {name: {"n_tasks": True} for name in ("sdmgrad", "modo")}
-# Methods that draw an order or weights for each task.
-DRAWN = {"rlw", "pcgrad", "gradvac"}
+} | {name: {"n_tasks": True} for name in ("sdmgrad", "modo", "pcd")}
+# Methods that draw an order or weights for each task, or that have a first one.
+ORDERED = {"rlw", "pcgrad", "gradvac", "pcd"}
 # Of one task these make a positive multiple; the others its gradient.
 MULTIPLES = ("si", "nash", "fairgrad", "cagrad", "uw", "imtl_l", "imtl", "moco", "dbmtl")
 QUICK = ("mgda", "nash", "upgrad", "famo", "graddrop")
 METHODS = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NEEDS]
-SYMMETRIC = [method for method, name in zip(METHODS, NEEDS, strict=True) if name not in DRAWN]
+SYMMETRIC = [method for method, name in zip(METHODS, NEEDS, strict=True) if name not in ORDERED]
 ROWS = np.random.default_rng(0).normal(size=(3, PARAMETERS)).astype(np.float32)
 LOSSES = np.array([0.5, 1.0, 2.0], np.float32)
 

@@ -64,6 +64,7 @@ METHODS = {
     "excess_mtl": {"n_tasks": TASKS},
     "sdmgrad": {"n_tasks": TASKS},
     "modo": {"n_tasks": TASKS},
+    "pcd": {"n_tasks": TASKS},
 }
 RNG = np.random.default_rng(0)
 PARAMS = {"trunk": {"kernel": jnp.zeros((4, 5))}, "head": {"bias": jnp.zeros(3)}}

@@ -20,6 +20,7 @@ from jaxneg.mtl import (
     imtl_g,
     mgda,
     nash,
+    pcd,
     pcgrad,
     upgrad,
 )
@@ -42,6 +43,7 @@ METHODS = {
 PCGRAD = partial(pcgrad, orders=jnp.array([[1, 2, 0], [2, 0, 1], [0, 1, 2]]))
 ALL = METHODS | {
     "pcgrad": PCGRAD,
+    "pcd": partial(pcd, tau=0.1),
     "gradvac": lambda G: gradvac(G, jnp.full_like(G, 0.3), PCGRAD.keywords["orders"])[0],
 }
 # How the weights change with the scale of one gradient, w_i -> w_i s^k: directions that do not see lengths.
@@ -230,6 +232,32 @@ def test_config_makes_the_same_angle_with_every_gradient(x64, seed):
     np.testing.assert_allclose(cosines, cosines[0], atol=1e-8)
     assert cosines[0] > 0
     np.testing.assert_allclose(np.linalg.norm(direction), np.sum(J @ direction) / np.linalg.norm(direction))
+
+
+def test_pcd_is_the_nearest_direction_in_which_all_progress(x64):
+    """Against a sequential quadratic program in parameter space."""
+    tau = 0.3
+    weigh = jax.jit(partial(pcd, tau=tau, eps=0.0))
+    for seed in range(6):
+        J = jacobian(seed, 3, 5)
+        if seed == 5:
+            # Two secondary tasks that contradict each other: the constraints go.
+            J[2] = -J[1]
+        unit = J / np.linalg.norm(J, axis=1, keepdims=True)
+        if seed == 5:
+            nearest = unit[0]
+        else:
+            constraints = {"type": "ineq", "fun": lambda d, unit=unit: unit[1:] @ d - tau}
+            nearest = minimize(
+                lambda d, unit=unit: 0.5 * np.sum((d - unit[0]) ** 2),
+                unit.sum(0),
+                constraints=constraints,
+                options={"ftol": 1e-14, "maxiter": 500},
+            ).x
+        expected = nearest / np.linalg.norm(nearest) * np.linalg.norm(J[0])
+        weights = np.asarray(weigh(jnp.asarray(J @ J.T)))
+        np.testing.assert_allclose(weights @ J, expected, atol=1e-5 * np.linalg.norm(J[0]))
+        assert np.all(weights >= 0)
 
 
 @pytest.mark.parametrize("name", ["mgda", "cagrad", "nash", "fairgrad 2", "upgrad", "dualproj"])

@@ -25,6 +25,7 @@ METHODS = {
     "excess_mtl": {"n_tasks": TASKS},
     "graddrop": {},
     "moco": {"n_tasks": TASKS},
+    "pcd": {"n_tasks": TASKS},
     "gradnorm": {"n_tasks": TASKS},
     "gradvac": {"n_tasks": TASKS},
     "imtl": {"n_tasks": TASKS},
