@@ -383,7 +383,8 @@ def _pcd(tau: float | Float[Array, " secondary"] = 0.02, beta: float = 0.999, ep
     def weigh(asked: Asked) -> Answer:
         mean, step = asked.state.mean_squares, asked.state.step + 1
         mean = beta * mean + (1 - beta) * jnp.diagonal(asked.gram).astype(mean.dtype)
-        return Answer(pcd(asked.gram, tau, mean / (1 - beta**step), eps), PcdState(mean, step))
+        weights, _ = pcd(asked.gram, tau, mean / (1 - beta**step), eps, return_info=True)
+        return Answer(weights, PcdState(mean, step))
 
     def init(tasks: int) -> PcdState:
         return PcdState(jnp.zeros(tasks), jnp.zeros((), jnp.int32))
