@@ -11,6 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+# In a loop XLA runs gradients of convolutions on a CPU tens of times slower: few tasks are unrolled there.
+_UNROLLED_TASKS = 16
+
 
 def task_grads(
     loss_fn: Callable[..., Any],
@@ -76,8 +79,14 @@ def task_grads(
     unit_vectors = jnp.eye(losses.shape[0], dtype=losses.dtype)
     if chunk_size is None or chunk_size >= losses.shape[0]:
         (jac,) = jax.vmap(pullback)(unit_vectors)
+    elif chunk_size > 1 or losses.shape[0] > _UNROLLED_TASKS:
+        (jac,) = jax.lax.map(pullback, unit_vectors, batch_size=chunk_size)
     else:
-        (jac,) = jax.lax.map(pullback, unit_vectors, batch_size=None if chunk_size == 1 else chunk_size)
+        (jac,) = jax.lax.platform_dependent(
+            unit_vectors,
+            cpu=lambda rows: jax.tree.map(lambda *found: jnp.stack(found), *map(pullback, rows)),
+            default=lambda rows: jax.lax.map(pullback, rows),
+        )
     return ((losses, aux) if has_aux else losses), jac
 
 

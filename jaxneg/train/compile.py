@@ -200,11 +200,15 @@ def compile_for(target: Target, topology: str = "v5e:16x16") -> CompileReport:
 
     memory: Any = compiled.memory_analysis()
     cost: Any = compiled.cost_analysis()
-    text = compiled.as_text() or ""
+    notes = []
+    try:
+        text = compiled.as_text() or ""
+    except jax.errors.JaxRuntimeError as error:  # some programs XLA compiles and cannot print
+        text = ""
+        notes.append(f"collectives unknown, XLA does not print the program: {str(error).splitlines()[0]}")
     hbm = memory.argument_size_in_bytes + memory.output_size_in_bytes
     hbm += memory.temp_size_in_bytes - memory.alias_size_in_bytes
     collectives, unknown_loops = _collectives(text)
-    notes = []
     if " while(" in text:
         notes.append("memory time is a lower bound: XLA counts the bytes of a loop's body once")
     if unknown_loops:

@@ -31,6 +31,9 @@ LossFn = Callable[[Params, Batch, PRNGKeyArray], tuple[Array, Mapping[str, Array
 BATCH_SPEC = P("data")
 """Examples lie on the leading axis, sharded over the mesh axis ``data``."""
 
+# In a loop XLA runs gradients of convolutions on a CPU tens of times slower: few tasks are unrolled there.
+_UNROLLED_TASKS = 16
+
 
 class TrainState(NamedTuple):
     """What a train step passes on: enough to resume exactly.
@@ -202,8 +205,16 @@ def make_step(
         evaluate = jax.checkpoint(evaluate, policy=None if remat is True else _policy(remat))
 
     def pulled(pullback: Callable[[Array], Any], loss: Array) -> Any:
-        pull = jax.lax.map if jacobian == "sequential" else lambda f, basis: jax.vmap(f)(basis)
-        return pull(pullback, jnp.eye(loss.size, dtype=loss.dtype))
+        basis = jnp.eye(loss.size, dtype=loss.dtype)
+        if jacobian != "sequential":
+            return jax.vmap(pullback)(basis)
+        if loss.size > _UNROLLED_TASKS:
+            return jax.lax.map(pullback, basis)
+        return jax.lax.platform_dependent(
+            basis,
+            cpu=lambda basis: jax.tree.map(lambda *rows: jnp.stack(rows), *map(pullback, basis)),
+            default=lambda basis: jax.lax.map(pullback, basis),
+        )
 
     def differentiate(params: Params, batch: Batch, key: PRNGKeyArray) -> tuple[Array, dict, Any]:
         loss, pullback, aux = jax.vjp(lambda p: evaluate(p, batch, key), params, has_aux=True)

@@ -106,9 +106,9 @@ def test_representation_is_what_the_functions_give(own):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("explicit", [False, True], ids=["auto", "explicit"])
-@pytest.mark.parametrize("jacobian", ["representation", "weighted"])
+@pytest.mark.parametrize("jacobian", ["sequential", "representation", "weighted"])
 def test_sharded_is_unsharded(jacobian, explicit):
-    tx = transform("mgda" if jacobian == "representation" else "uw")
+    tx = transform("uw" if jacobian == "weighted" else "mgda")
     step = make_step(SPLIT, tx, jacobian=jacobian)
     state = init_state(parameters(), tx, KEY)
     mesh = make_mesh({"data": 8}, explicit=explicit)
