@@ -100,8 +100,9 @@ class Recipe:
     """Of parameters, order of the images, augmentation, dropout and the method's draws."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """In which the networks compute; parameters, losses and evaluation are in float32."""
-    jacobian: Literal["stacked", "sequential", "representation"] = "stacked"
-    """How the tasks' gradients are found, see `jaxneg.train.make_step`."""
+    jacobian: Literal["stacked", "sequential", "representation"] = "sequential"
+    """How task gradients are found, see `jaxneg.train.make_step`: "stacked" would gather the activations of a
+    sharded batch."""
     remat: bool = False
     """Whether to recompute activations in the backward pass."""
     lam_tsr: float = 0.9

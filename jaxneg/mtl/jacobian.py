@@ -35,7 +35,8 @@ def task_grads(
         batch: passed on.
         *args: passed on.
         has_aux: whether ``loss_fn`` returns something beside the losses.
-        chunk_size: how many tasks are pulled back at once; None is all of them, 1 is one after the other.
+        chunk_size: how many tasks are pulled back at once; None is all of them, 1 is one after the other,
+            as convolutions on a sharded batch need it: mapped over tasks they gather its activations.
 
     Returns:
         ``(losses, jac)``, or ``((losses, aux), jac)`` with ``has_aux``; a leaf of ``jac`` is ``[T,
@@ -112,6 +113,7 @@ def task_grads_rep(
     *args: Any,
     has_aux: bool = False,
     own_inputs: bool = False,
+    chunk_size: int | None = None,
 ) -> tuple[Any, Any, Representation]:
     """Losses and task gradients with respect to the shared representation only.
 
@@ -128,6 +130,7 @@ def task_grads_rep(
         *args: passed on.
         has_aux: whether ``head_losses`` returns something beside the losses.
         own_inputs: whether Z is ``[T, B, ...]`` and loss t depends on ``Z[t]`` alone.
+        chunk_size: as in `task_grads`, for the heads.
 
     Returns:
         ``(losses, {"heads": [T, ...]}, representation)``, or ``((losses, aux), ...)``:
@@ -162,9 +165,11 @@ def task_grads_rep(
 
     parts = {"heads": params["heads"], "representation": Z}
     if not own_inputs:
-        losses, jac = task_grads(of_heads, parts, batch, has_aux=has_aux)
+        losses, jac = task_grads(of_heads, parts, batch, has_aux=has_aux, chunk_size=chunk_size)
         return losses, {"heads": jac["heads"]}, Representation(Z, jac["representation"], back)
-    losses, jac = task_grads(of_heads, {"heads": params["heads"]}, batch, has_aux=has_aux)
+    losses, jac = task_grads(
+        of_heads, {"heads": params["heads"]}, batch, has_aux=has_aux, chunk_size=chunk_size
+    )
     tasks = (losses[0] if has_aux else losses).shape
     if Z.shape[:1] != tasks:
         raise ValueError(f"Z: expected a batch for each of {tasks[0]} tasks, got shape {Z.shape}")

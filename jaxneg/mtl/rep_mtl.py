@@ -15,6 +15,9 @@ from jaxtyping import Array, Float
 
 EPS = 1e-12
 
+# Mapped over tasks, the gradients of a convolution lose how the batch is sharded: few tasks are unrolled.
+_UNROLLED_TASKS = 16
+
 
 def task_saliency(
     loss_vec_fn: Callable[[Any], Array], Z: Float[Array, "..."], *, own_inputs: bool = False
@@ -50,7 +53,10 @@ def task_saliency(
         if Z.shape[:1] != losses.shape:
             raise ValueError(f"Z: expected a batch for each of {losses.shape[0]} tasks, got shape {Z.shape}")
         return losses, pullback(jnp.ones_like(losses))[0]
-    return losses, jax.vmap(pullback)(jnp.eye(losses.shape[0], dtype=losses.dtype))[0]
+    unit_vectors = jnp.eye(losses.shape[0], dtype=losses.dtype)
+    if losses.shape[0] > _UNROLLED_TASKS:
+        return losses, jax.vmap(pullback)(unit_vectors)[0]
+    return losses, jnp.stack([pullback(unit_vector)[0] for unit_vector in unit_vectors])
 
 
 def saliency_distribution(

@@ -150,7 +150,8 @@ def make_step(
       remat: Whether to recompute the forward pass in the backward pass: ``True`` saves nothing, a name is
         one of ``jax.checkpoint_policies``.
       precision: The mixed-precision policy; by default nothing is cast.
-      jacobian: How a vector of losses is pulled back. ``"stacked"``: all tasks at once; ``"sequential"``: one
+      jacobian: How a vector of losses is pulled back. ``"stacked"``: all tasks at once (not for
+        convolutions on a sharded batch: mapped over tasks they gather its activations); ``"sequential"``: one
         after the other, the backward pass in the memory of one. ``"representation"``, for a `SplitLoss`:
         through the heads alone; ``tx`` gets the Jacobian ``{"heads": ...}`` and ``representation=(Z, dL/dZ
         [T, ...], pullback)``, and answers with the gradients of both parts. ``"weighted"``, for aggregators
@@ -206,15 +207,20 @@ def make_step(
 
     def pulled(pullback: Callable[[Array], Any], loss: Array) -> Any:
         basis = jnp.eye(loss.size, dtype=loss.dtype)
-        if jacobian != "sequential":
+
+        def unrolled(basis: Array) -> Any:
+            return jax.tree.map(lambda *rows: jnp.stack(rows), *map(pullback, basis))
+
+        def looped(basis: Array) -> Any:
+            return jax.lax.map(pullback, basis)
+
+        if jacobian == "stacked":
             return jax.vmap(pullback)(basis)
         if loss.size > _UNROLLED_TASKS:
-            return jax.lax.map(pullback, basis)
-        return jax.lax.platform_dependent(
-            basis,
-            cpu=lambda basis: jax.tree.map(lambda *rows: jnp.stack(rows), *map(pullback, basis)),
-            default=lambda basis: jax.lax.map(pullback, basis),
-        )
+            return looped(basis)
+        if jacobian == "representation":
+            return unrolled(basis)
+        return jax.lax.platform_dependent(basis, cpu=unrolled, default=looped)
 
     def differentiate(params: Params, batch: Batch, key: PRNGKeyArray) -> tuple[Array, dict, Any]:
         loss, pullback, aux = jax.vjp(lambda p: evaluate(p, batch, key), params, has_aux=True)

@@ -184,6 +184,33 @@ def test_sharded_equals_unsharded():
     np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
+def test_convolutions_on_a_sharded_batch_gather_no_activations():
+    """Only the pooled saliencies ``[T, B, C]`` may cross the mesh."""
+    T, B, side, C = 3, 16, 8, 6
+    kernels = jnp.asarray(np.random.default_rng(0).normal(size=(T, 3, 3, C, C)), jnp.float32)
+
+    def losses(kernels, Z):
+        features = [
+            jnp.tanh(
+                jax.lax.conv_general_dilated(Z, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            )
+            for k in kernels
+        ]
+        return jnp.stack([jnp.mean(f**2) for f in features])
+
+    def objective(kernels, Z):
+        L, S = task_saliency(partial(losses, kernels), Z)
+        return rep_mtl_loss(L, S)[0]
+
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = jax.sharding.NamedSharding(mesh, P("data"))
+    Z = jax.ShapeDtypeStruct((B, side, side, C), jnp.float32, sharding=sharding)
+    text = jax.jit(jax.grad(objective, argnums=1)).lower(kernels, Z).compile().as_text()
+    shapes = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather\(", text)
+    assert all(np.prod([int(n) for n in shape.split(",")]) <= T * B * C for shape in shapes), shapes
+
+
 # --- the loss of a train step ------------------------------------------------------------------------------
 
 
