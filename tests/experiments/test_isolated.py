@@ -1,0 +1,36 @@
+"""Measurements in a process of their own: the cores that it has, and the memory that a program needs."""
+
+import os
+
+import numpy as np
+import pytest
+
+from experiments import isolated
+
+
+def test_the_peak_of_a_program_counts():
+    kept = []
+
+    def program():
+        kept.append(np.ones(2_000_000))  # 16 MB stay
+        np.ones(4_000_000).sum()  # 32 MB more for a while
+
+    grown = isolated.peak_growth(program)
+    if grown is None:
+        pytest.skip("this system keeps no account of the peak")
+    assert 47e6 < grown < 60e6
+    # What came before is forgotten.
+    assert isolated.peak_growth(lambda: kept.append(np.ones(100_000))) < 8e6
+
+
+def test_no_account_of_memory(monkeypatch, tmp_path):
+    monkeypatch.setattr(isolated, "_OWN", tmp_path / "absent")
+    assert isolated.peak_growth(lambda: pytest.fail("nothing is measured: nothing needs to run")) is None
+
+
+@pytest.mark.slow
+def test_a_process_has_its_cores():
+    cores = isolated.available_cores()
+    assert isolated.in_a_process(cores[:1], isolated.available_cores) == cores[:1]
+    assert isolated.available_cores() == cores
+    assert isolated.in_a_process(cores, os.getpid) != os.getpid()
