@@ -347,6 +347,8 @@ def project_to_simplex(point: Float[Array, " tasks"]) -> Float[Array, " tasks"]:
         >>> project_to_simplex(jnp.array([2.0, 1.0])).tolist()
         [1.0, 0.0]
     """
+    # A common shift changes nothing but rounding: beside large entries the 1 would be lost.
+    point = point - jnp.max(point)
     ordered = jnp.sort(point, descending=True)
     excess = (jnp.cumsum(ordered) - 1) / jnp.arange(1, point.shape[0] + 1)
     threshold = excess[jnp.sum(ordered > excess) - 1]

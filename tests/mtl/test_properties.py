@@ -24,6 +24,7 @@ from jaxneg.mtl import (
     pcgrad,
     upgrad,
 )
+from jaxneg.mtl.solvers import project_to_simplex
 
 TASKS = 3
 CAGRAD_C = 0.4
@@ -232,6 +233,15 @@ def test_config_makes_the_same_angle_with_every_gradient(x64, seed):
     np.testing.assert_allclose(cosines, cosines[0], atol=1e-8)
     assert cosines[0] > 0
     np.testing.assert_allclose(np.linalg.norm(direction), np.sum(J @ direction) / np.linalg.norm(direction))
+
+
+@pytest.mark.parametrize("size", [1.0, 1e4, 3e7, 1e30])
+def test_projection_to_the_simplex_is_the_nearest_point(size):
+    """SDMGrad's steps are huge where its estimate of the scale is not positive."""
+    found = np.asarray(project_to_simplex(jnp.array([1.0, -0.3, 0.2]) * size))
+    assert found.sum() == pytest.approx(1, abs=1e-6)
+    expected = [0.9, 0.0, 0.1] if size == 1 else [1.0, 0.0, 0.0]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_pcd_is_the_nearest_direction_in_which_all_progress(x64):
