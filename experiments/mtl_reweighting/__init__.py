@@ -3,22 +3,26 @@
 Four parts, each in its own file:
 
 1. `toy`: two losses of two parameters with a known Pareto set (CAGrad, Nash-MTL, FAMO), in float64;
-2. `gradnorm_toy`: regression tasks that differ in scale (GradNorm), trained through the engine;
+2. `gradnorm_toy`: regression tasks that differ in scale (GradNorm), every method, trained through the engine;
 3. `solver_accuracy`: residuals of the Nash-MTL and FairGrad equations on hard Jacobians;
-4. `tables`: real multi-target tables, trained through the engine, without a claim.
+4. `tables`: real multi-target tables, every method, trained through the engine, without a claim.
 
-`pod` is the step that is compiled for chips that are not there.
+`methods` names the methods; `conflict` follows in 2 and 4 how the gradients conflict over training; `pod` is
+the step that is compiled for chips that are not there.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from experiments.claims import AtLeast, AtMost, Claim, Within
-from experiments.mtl_reweighting import gradnorm_toy, solver_accuracy, tables, toy
+from experiments.mtl_reweighting import conflict, gradnorm_toy, solver_accuracy, tables, toy
 from experiments.mtl_reweighting.delta import increases
+from experiments.mtl_reweighting.methods import EPOCH, WATCHED
+from experiments.mtl_reweighting.parallel import in_parallel
 from experiments.mtl_reweighting.pod import nash_step_target
 from experiments.run_dir import Outcome, RunDir, Table
 from jaxneg.train import Target
@@ -103,6 +107,7 @@ CAGRAD = "CAGrad, arXiv:2110.14048, Figure 1"
 NASH = "Nash-MTL, arXiv:2202.01017, Figure 1"
 FAMO = "FAMO, arXiv:2306.03792, Section 5.1, Figure 1"
 MOVED = "one value for each set of starting points moved by noise of standard deviation 0.1"
+BALANCED = "Nash-MTL, IMTL-G, Aligned-MTL, GradNorm (α = 0.12) and DB-MTL (β = 0)"
 POINTS = "in percent points of the increase of the test error over single-task networks (mean of two tasks)"
 
 CLAIMS = (
@@ -185,8 +190,7 @@ CLAIMS = (
         "Methods that balance the tasks' gradients do better than those that follow the sum.",
         "GradNorm, arXiv:1711.02257, Figure 2; IMTL-G, Nash-MTL and Aligned-MTL make the same claim",
         "qualitative only; 17 in an independent prototype",
-        f"Least of sum and PCGrad minus greatest of Nash-MTL, IMTL-G and Aligned-MTL, {POINTS}; one value a "
-        "seed.",
+        f"Least of sum and PCGrad minus greatest of {BALANCED}, {POINTS}; one value a seed.",
         AtLeast(0),
     ),
     Claim(
@@ -194,8 +198,7 @@ CLAIMS = (
         "Methods that lean towards the task that fares worst do better still.",
         "MGDA, arXiv:1810.04650; FairGrad, arXiv:2402.15638; FAMO, arXiv:2306.03792",
         "no paper orders them; 6 in an independent prototype",
-        "Least of Nash-MTL, IMTL-G and Aligned-MTL minus greatest of MGDA, FairGrad (α = 2) and FAMO, "
-        f"{POINTS}; one value a seed.",
+        f"Least of {BALANCED} minus greatest of MGDA, FairGrad (α = 2) and FAMO, {POINTS}; one value a seed.",
         AtLeast(0),
     ),
     Claim(
@@ -214,8 +217,8 @@ CLAIMS = (
         "The sum, PCGrad, UPGrad and uncertainty weighting are the worst of all.",
         "GradNorm, arXiv:1711.02257, Figure 2",
         "qualitative only; 7 in an independent prototype",
-        f"Least of these (uncertainty weighting at both its rates) minus greatest of all others, {POINTS};"
-        " one value a seed.",
+        "Least of these (uncertainty weighting at both its rates) minus greatest of the others that the "
+        f"prototype ran, {POINTS}; one value a seed.",
         AtLeast(0),
     ),
     *(
@@ -272,12 +275,12 @@ def _toy(config: Config, run_dir: RunDir) -> Outcome:
     def counts(*methods: str) -> list[np.ndarray]:
         return [count("B", method) for method in methods if method in results["B"]]
 
-    short = [results["A"][method].ends for method in ("MGDA", "PCGrad")]
+    short = [results["A"][method].ends for method in ("MGDA", "PCGrad") if method in results["A"]]
     excess = [np.where(toy.reached(ends), toy.excess(ends), 0.0) for ends in short]
     measurements: dict[str, ArrayLike] = {
         "toy-sum-gets-stuck": 3 - count("A", "Sum"),
         "toy-cagrad-finds-the-optimum": toy.excess(results["A"]["CAGrad c=0.5"].ends).max(axis=1),
-        "toy-mgda-and-pcgrad-stop-short": np.minimum(*excess).min(axis=1),
+        "toy-mgda-and-pcgrad-stop-short": np.min(excess, axis=(0, 2)),
         "toy-bargaining-reaches-the-pareto-set": np.min(counts("Nash-MTL", "IMTL-G", "MGDA"), axis=0),
         "toy-others-miss-the-pareto-set": np.max(counts("Sum", "PCGrad", "CAGrad c=0.4"), axis=0),
         "toy-famo-reaches-the-pareto-set": count("C", "FAMO"),
@@ -318,14 +321,33 @@ def _gradnorm_toy(config: Config, run_dir: RunDir) -> Outcome:
             f"over {config.seeds} seeds; open marks: the tasks of each scale."
         )
         run_dir.figure(name, gradnorm_toy.draw(sigmas, methods, errors, single), caption)
+        watched = [method for method in methods if method in WATCHED]
+        of_methods = dict(zip(watched, found["conflict"], strict=True))
+        result_tables.append(
+            _conflict(f"{name}, {len(sigmas)} tasks", name, of_methods, len(sigmas), run_dir)
+        )
         if name == "gradnorm":
-            measurements |= _margins(dict(zip(methods, increases(errors, single), strict=True)))
+            of = dict(zip(methods, increases(errors, single), strict=True))
+            measurements |= _margins(of)
     note = (
-        "GradNorm's toy: GradNorm takes the losses of its first step as those at the start, and the gradients"
-        " of the whole trunk where the paper takes its last layer's. It learns its weights at 0.025:"
-        " at the network's own they cannot part by the factor that the scales ask for within these steps."
+        "GradNorm's toy: GradNorm takes the losses of its first step as those at the start, and the "
+        "gradients of the last shared layer, as its paper does. It learns its weights at 0.025: at the "
+        "network's own rate they cannot part by the factor that the scales ask for within these steps. Where "
+        f"a method counts epochs, {EPOCH} steps are one. SDMGrad and MoDo cut each batch in three, so that "
+        "all methods see the same examples. The claim on the worst group compares the methods that the "
+        "prototype has."
     )
     return Outcome(measurements, result_tables, [note])
+
+
+def _conflict(title: str, name: str, found: conflict.Conflict, tasks: int, run_dir: RunDir) -> Table:
+    """The figure and the table of the gradients' conflict on one problem."""
+    caption = (
+        f"{title}: the task gradients of the shared parameters over training, before the method acts. Lines: "
+        "mean over the seeds (of the ratio the geometric one); bands: its 95 % interval."
+    )
+    run_dir.figure(f"conflict-{name}", conflict.draw(found, tasks * (tasks - 1) // 2), caption)
+    return conflict.conflict_table(title, found)
 
 
 def _margins(of: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -334,7 +356,7 @@ def _margins(of: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return np.min([of[m] for m in worse if m in of], axis=0) - worst_of_better
 
     worst = gradnorm_toy.WORST
-    rest = tuple(method for method in of if method not in worst)
+    rest = tuple(method for method in of if method in gradnorm_toy.PROTOTYPE and method not in worst)
     return {
         "gradnorm-sum-pays-for-scale": of["Sum"],
         "gradnorm-equal-norms-beat-the-sum": margin(
@@ -347,10 +369,10 @@ def _margins(of: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _solver_accuracy(config: Config, run_dir: RunDir) -> Outcome:
-    found = {
-        name: solver_accuracy.residuals(config.jacobians, dtype)
-        for name, dtype in (("float64", np.float64), ("float32", np.float32))
-    }
+    precisions = {"float64": np.float64, "float32": np.float32}
+    residuals = partial(solver_accuracy.residuals, config.jacobians)
+    of_precisions = in_parallel(residuals, list(precisions.values()), run_dir, "Solver accuracy")
+    found = dict(zip(precisions, of_precisions, strict=True))
     caption = (
         f"How far the task weights are from solving their equation, for {config.jacobians} random Jacobians "
         "of each "
@@ -387,7 +409,11 @@ def _tables(config: Config, run_dir: RunDir) -> Outcome:
         "checkpoints "
         "are in fit/ of this run's folder."
     )
-    return Outcome({}, [tables.result_table(results)], [note, *notes])
+    most = max(results, key=lambda result: result.table.Y.shape[1])
+    tasks = most.table.Y.shape[1]
+    title = f"{most.table.name}, {tasks} tasks"
+    conflicts = _conflict(title, most.table.name, most.conflict, tasks, run_dir)
+    return Outcome({}, [tables.result_table(results), conflicts], [note, *notes])
 
 
 def compile_target(config: Config) -> Target:

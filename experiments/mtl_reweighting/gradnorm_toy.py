@@ -28,20 +28,29 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from experiments.claims import mean_interval
-from experiments.mtl_reweighting.delta import increases, interval_text
-from experiments.mtl_reweighting.methods import LEARNING_RATE, weighted_step
-from experiments.mtl_reweighting.network import init_network, is_trunk, single_task_networks, squared_errors
+from experiments.mtl_reweighting.delta import figure_limit, increases, interval_text, ranks
+from experiments.mtl_reweighting.methods import FAMILY, LEARNING_RATE, SINGLE_TASK, WATCHED, weighted_step
+from experiments.mtl_reweighting.network import (
+    init_network,
+    is_last_trunk_layer,
+    is_trunk,
+    single_task_networks,
+    squared_errors,
+)
+from experiments.mtl_reweighting.parallel import over_seeds
 from experiments.run_dir import RunDir, Table
+from jaxneg.mtl import ConflictStatistics
 from jaxneg.train import TrainState, init_state, make_step
 
 FEATURES, OUTPUTS = 250, 100
 COMMON_STD, OWN_STD = 10.0, 3.5
 WIDTH, DEPTH = 100, 4
 BATCH = 128
-TEST_EXAMPLES = 2048
+TEST_BATCHES = 16
 CHUNK = 50
-"""Steps between two reports, run as one call on the device."""
-
+"""Steps that run as one call on the device."""
+CHUNKS_BETWEEN_REPORTS = 5
+"""After so many calls, and after the last, the test errors are measured."""
 
 PROTOTYPE = {
     "Sum": 58,
@@ -70,9 +79,9 @@ FOLLOW_THE_LARGE = ("Sum", "PCGrad")
 CLAIMED = (*SCALE_FREE, *LEAN_TO_SMALL, *EQUALISE_NORMS, *FOLLOW_THE_LARGE)
 """The methods that a claim orders."""
 WORST = (*FOLLOW_THE_LARGE, "UPGrad", "Uncertainty weighting", "Uncertainty weighting, fast")
-METHODS = (*CLAIMED, *WORST[2:], "CAGrad c=0.4", ORACLE)
-FEWEST = (SCALE_FREE[0], LEAN_TO_SMALL[0], EQUALISE_NORMS[0], FOLLOW_THE_LARGE[0])
-"""One method of each group: without them a claim has nothing to compare."""
+METHODS = (*FAMILY, ORACLE)
+FEWEST = ("Sum of log losses", "FAMO", "IMTL-G", "Sum")
+"""One method of each group, those that compile fastest: without them a claim has nothing to compare."""
 
 
 class Problem(NamedTuple):
@@ -99,6 +108,13 @@ def draw_problem(key: jax.Array, sigmas: tuple[float, ...]) -> Problem:
     normal = jax.random.normal(key, (FEATURES, 1 + len(sigmas), OUTPUTS))
     maps = COMMON_STD * normal[:, :1] + OWN_STD * normal[:, 1:]
     return Problem(maps.reshape(FEATURES, -1), jnp.array(sigmas), data_key)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def draw_problems(sigmas: tuple[float, ...], seeds: int) -> Problem:
+    """The problem of every seed, on a leading axis."""
+    keys = jax.random.split(jax.random.key(0), seeds)
+    return jax.vmap(lambda key: draw_problem(key, sigmas))(keys)
 
 
 def draw_examples(problem: Problem, number: int | Array, size: int) -> dict[str, Float[Array, "size ..."]]:
@@ -133,8 +149,9 @@ def task_losses(params: Any, batch: dict[str, Array], sigmas: Float[Array, "task
 class Training(NamedTuple):
     """A network, or several, in training: how it advances and where it stands for every seed."""
 
-    advance: Callable[[TrainState, dict[str, Array]], TrainState]
-    """A chunk of steps; batches ``[seeds, steps, batch, ...]``."""
+    advance: Callable[[TrainState, dict[str, Array]], tuple[TrainState, dict[str, Array]]]
+    """A chunk of steps; batches ``[seeds, steps, batch, ...]``, and metrics ``[seeds, steps]`` where the
+    gradients' conflict is followed."""
     state: TrainState
 
 
@@ -156,6 +173,8 @@ def begin_multitask(method: str, sigmas: tuple[float, ...], seeds: int) -> Train
         "Sum" if method == ORACLE else method,
         len(sigmas),
         is_trunk,
+        last_shared=partial(is_last_trunk_layer, depth=DEPTH),
+        watched=method in WATCHED,
     )
     return _training(step, transform, len(sigmas), seeds, apart=False)
 
@@ -191,17 +210,23 @@ def _training(
             single_task_networks(network, tasks)
         )
 
-    def advance(state: TrainState, batches: dict[str, Array]) -> TrainState:
-        return jax.lax.scan(lambda s, batch: (step(s, batch)[0], None), state, batches)[0]
+    def take(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, dict[str, Array]]:
+        state, metrics = step(state, batch)
+        return state, {name: metrics[name] for name in ConflictStatistics._fields if name in metrics}
 
+    def advance(state: TrainState, batches: dict[str, Array]) -> tuple[TrainState, dict[str, Array]]:
+        return jax.lax.scan(take, state, batches)
+
+    state = jax.jit(jax.vmap(begin))(*_beginnings(tasks, seeds))
+    return Training(jax.jit(over_seeds(advance), donate_argnums=0), state)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _beginnings(tasks: int, seeds: int) -> tuple[Any, Array]:
+    """The first network and the key of every seed's run."""
     network_keys, run_keys = jax.random.split(jax.random.key(1), (2, seeds))
-    state = jax.vmap(begin)(_networks(network_keys, tasks), run_keys)
-    return Training(jax.jit(jax.vmap(advance), donate_argnums=0), state)
-
-
-@partial(jax.jit, static_argnums=1)
-def _networks(keys: Array, tasks: int) -> Any:
-    return jax.vmap(lambda key: init_network(key, FEATURES, WIDTH, DEPTH, tasks, OUTPUTS))(keys)
+    draw = partial(init_network, features=FEATURES, width=WIDTH, depth=DEPTH, tasks=tasks, outputs=OUTPUTS)
+    return jax.vmap(draw)(network_keys), run_keys
 
 
 def train(
@@ -213,59 +238,79 @@ def train(
         sigmas: scale of each task.
         seeds: problems, networks and streams.
         steps: Adam steps, a multiple of `CHUNK`.
-        run_dir: shows the progress and takes the test errors of each chunk.
+        run_dir: shows the progress and takes the test errors on the way.
         methods: of `METHODS`.
 
     Returns:
-        ``errors [methods, seeds, tasks]`` and ``single [seeds, tasks]``: test errors over sigma^2.
+        ``errors [methods, seeds, tasks]`` and ``single [seeds, tasks]``: test errors over sigma^2; and for
+        the methods of `WATCHED`, in the order of ``methods``, ``conflict [methods, 3, seeds, steps]``: the
+        fields of `jaxneg.mtl.ConflictStatistics`.
     """
     tasks = len(sigmas)
-    keys = jax.random.split(jax.random.key(0), seeds)
-    problems = jax.jit(jax.vmap(lambda key: draw_problem(key, sigmas)))(keys)
-    trainings = {method: begin_multitask(method, sigmas, seeds) for method in methods}
-    trainings["single"] = begin_single_task(tasks, seeds)
+    problems = draw_problems(sigmas, seeds)
+    watched = [method for method in methods if method in WATCHED]
+    histories: dict[str, list[np.ndarray]] = {method: [] for method in watched}
 
     @jax.jit
     def examples(chunk: int) -> dict[str, Array]:
         numbers = 1 + chunk * CHUNK + jnp.arange(CHUNK)
         return jax.vmap(lambda p: jax.vmap(lambda n: draw_examples(p, n, BATCH))(numbers))(problems)
 
-    test = jax.jit(jax.vmap(lambda p: draw_examples(p, 0, TEST_EXAMPLES)))(problems)
+    def first_examples() -> tuple[dict[str, Array], dict[str, np.ndarray]]:
+        # The test takes examples of the chunk before the first, so that one program draws all.
+        drawn = {name: np.asarray(array)[:, :TEST_BATCHES] for name, array in examples(-1).items()}
+        return examples(0), {name: a.reshape(seeds, -1, *a.shape[3:]) for name, a in drawn.items()}
 
     @jax.jit
-    def test_errors(params: Any) -> Float[Array, "seeds tasks"]:
+    def test_errors(params: Any, test: dict[str, np.ndarray]) -> Float[Array, "seeds tasks"]:
         scales = jnp.array(sigmas)
         return jax.vmap(lambda p, batch: task_losses(p, batch, scales) / scales**2)(params, test)
 
     @jax.jit
-    def single_errors(params: Any) -> Float[Array, "seeds tasks"]:
+    def single_errors(params: Any, test: dict[str, np.ndarray]) -> Float[Array, "seeds tasks"]:
         def of_task(p, x, y):
             return task_losses(p, {"x": x, "y": y[:, None]}, jnp.ones(1))[0]
 
         return jax.vmap(jax.vmap(of_task, in_axes=(0, None, 1)))(params, test["x"], test["y"])
 
     errors, single = np.empty((len(methods), seeds, tasks)), np.empty((seeds, tasks))
+    chunks = steps // CHUNK
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for chunk in run_dir.progress(range(steps // CHUNK), f"GradNorm's toy, {tasks} tasks"):
-            batches = examples(chunk)
+        drawing = pool.submit(first_examples)
+        trainings = {method: begin_multitask(method, sigmas, seeds) for method in methods}
+        trainings["single"] = begin_single_task(tasks, seeds)
+        batches, test = drawing.result()
 
-            def advanced(training: Training, batches: Any = batches) -> Training:
-                return training._replace(state=training.advance(training.state, batches))
+        def advanced(name: str, batches: dict[str, Array], report: bool) -> np.ndarray | None:
+            training = trainings[name]
+            state, seen = training.advance(training.state, batches)
+            trainings[name] = training._replace(state=state)
+            if seen:
+                histories[name].append(np.stack([seen[field] for field in ConflictStatistics._fields]))
+            if not report:
+                return None
+            return np.asarray((single_errors if name == "single" else test_errors)(state.params, test))
 
-            trainings = dict(zip(trainings, pool.map(advanced, trainings.values()), strict=True))
-            single[:] = single_errors(trainings["single"].state.params)
-            for row, method in enumerate(methods):
-                errors[row] = test_errors(trainings[method].state.params)
-            means = increases(errors, single).mean(axis=1)
-            named = {f"{tasks} tasks, {method}": mean for method, mean in zip(methods, means, strict=True)}
-            run_dir.log((chunk + 1) * CHUNK, **named)
-    return {"errors": errors, "single": single}
+        for done in run_dir.progress(range(1, chunks + 1), f"GradNorm's toy, {tasks} tasks"):
+            following = pool.submit(examples, done)  # drawn while these are learned from
+            report = done % CHUNKS_BETWEEN_REPORTS == 0 or done == chunks
+            found = list(pool.map(partial(advanced, batches=batches, report=report), trainings))
+            batches = following.result()
+            if report:
+                *errors[:], single[:] = found
+                means = increases(errors, single).mean(axis=1)
+                named = {
+                    f"{tasks} tasks, {method}": mean for method, mean in zip(methods, means, strict=True)
+                }
+                run_dir.log(done * CHUNK, **named)
+    conflict = [np.concatenate(histories[method], axis=-1) for method in watched]
+    return {"errors": errors, "single": single, "conflict": np.array(conflict)}
 
 
 def result_table(
     sigmas: tuple[float, ...], methods: tuple[str, ...], errors: np.ndarray, single: np.ndarray
 ) -> Table:
-    """Mean relative increase of every method, with its interval over the seeds.
+    """``delta_m`` of every method with its interval over the seeds, and its mean rank.
 
     Args:
         sigmas: scale of each task.
@@ -277,8 +322,8 @@ def result_table(
         The table, best method first.
     """
     reference = tuple(sigmas) == (1.0, 100.0)
-    measured = increases(errors, single)
-    rows: list[list[str | float | int]] = []
+    measured, rank = increases(errors, single), ranks(errors)
+    rows: list[list[str | float | int]] = [[SINGLE_TASK, "0", "  ".join("0" for _ in sigmas), "", ""]]
     for row in np.argsort(measured.mean(axis=1)):
         method = methods[row]
         each = 100 * np.mean(errors[row] / single - 1, axis=0)
@@ -287,13 +332,15 @@ def result_table(
                 method,
                 interval_text(measured[row]),
                 "  ".join(f"{value:.0f}" for value in each),
+                f"{rank[row]:.1f}",
                 PROTOTYPE.get(method, "") if reference else "",
             ]
         )
     scales = ", ".join(f"{sigma:g}" for sigma in sigmas)
     return Table(
-        f"GradNorm's toy with σ = {scales}: increase of the test error over single-task networks, percent",
-        ["method", "mean over tasks (95 % interval)", "each task", "prototype"],
+        f"Every method on GradNorm's toy with σ = {scales}: Δm, the increase of the test error over "
+        "single-task networks, percent",
+        ["method", "Δm, mean over tasks (95 % interval)", "each task", "mean rank", "prototype"],
         rows,
     )
 
@@ -319,10 +366,10 @@ def draw(
         "lean to the small task": (LEAN_TO_SMALL, "tab:blue"),
         "equalise gradient norms": (EQUALISE_NORMS, "tab:purple"),
         "follow the large task": (FOLLOW_THE_LARGE, "tab:red"),
-        "in no ordered group": (METHODS[len(CLAIMED) :], "tab:gray"),
+        "in no ordered group": (set(METHODS) - set(CLAIMED), "tab:gray"),
     }
     color = {method: color for members, color in groups.values() for method in members}
-    figure = Figure(figsize=(8.5, 5.5), layout="constrained")
+    figure = Figure(figsize=(8.5, 1.5 + 0.25 * len(methods)), layout="constrained")
     axis = figure.subplots()
     for height, row in enumerate(order):
         method = methods[row]
@@ -334,6 +381,12 @@ def draw(
             value = 100 * np.mean(errors[row][:, chosen] / single[:, chosen] - 1)
             marker = "o^s"[sorted(set(sigmas)).index(sigma) % 3]
             axis.plot(value, height, marker, color="black", markerfacecolor="white", markersize=5)
+    means, each = measured.mean(axis=1), 100 * np.mean(errors / single - 1, axis=1)
+    limit = 1.1 * figure_limit(np.concatenate([means, each.ravel()]))
+    for height, row in enumerate(order):
+        if means[row] > limit:
+            axis.text(limit, height, f"{means[row]:.0f} ▸ ", ha="right", va="center", fontweight="bold")
+    axis.set_xlim(right=limit)
     axis.axvline(0, color="black", linewidth=1)
     axis.set_yticks(range(len(order)), [methods[row] for row in order])
     axis.set_xlabel("increase of the test error over single-task networks (percent)")

@@ -30,6 +30,11 @@ def is_trunk(path: str) -> bool:
     return path.startswith("trunk/")
 
 
+def is_last_trunk_layer(path: str, depth: int) -> bool:
+    """Whether a path leads into the last layer that all tasks share, of ``depth`` hidden layers."""
+    return path.startswith(f"trunk/{depth - 1}/")
+
+
 @partial(jax.jit, static_argnames=("features", "width", "depth", "tasks", "outputs"))
 def init_network(
     key: jax.Array, features: int, width: int, depth: int, tasks: int, outputs: int = 1

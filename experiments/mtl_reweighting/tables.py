@@ -24,12 +24,26 @@ from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
 from experiments.claims import mean_interval
-from experiments.mtl_reweighting.delta import increases, interval_text
-from experiments.mtl_reweighting.methods import LEARNING_RATE, Step, weighted_step
-from experiments.mtl_reweighting.network import init_network, is_trunk, predict, single_task_networks
-from experiments.mtl_reweighting.parallel import in_parallel
+from experiments.mtl_reweighting.delta import figure_limit, increases, interval_text, ranks
+from experiments.mtl_reweighting.methods import (
+    FAMILY,
+    LEARNING_RATE,
+    SINGLE_TASK,
+    WATCHED,
+    Step,
+    weighted_step,
+)
+from experiments.mtl_reweighting.network import (
+    init_network,
+    is_last_trunk_layer,
+    is_trunk,
+    predict,
+    single_task_networks,
+)
+from experiments.mtl_reweighting.parallel import in_parallel, over_seeds
 from experiments.run_dir import RunDir
 from experiments.run_dir import Table as ResultTable
+from jaxneg.mtl import ConflictStatistics
 from jaxneg.train import FitResult, fit, init_state, make_step, pipeline
 
 DATA = Path(os.environ.get("JAXNEG_DATA", Path(__file__).parents[3] / "shared" / "data")) / "mtl_reweighting"
@@ -41,21 +55,17 @@ FALLBACK = "wine"
 TEST_SHARE = 0.3
 
 
-METHODS = (
-    "Sum",
-    "Random weights",
-    "Uncertainty weighting",
-    "Sum of log losses",
-    "MGDA",
-    "PCGrad",
-    "CAGrad c=0.4",
-    "IMTL-G",
-    "Nash-MTL",
-    "FairGrad α=2",
-    "Aligned-MTL",
-    "UPGrad",
-    "FAMO",
-)
+METHODS = tuple(FAMILY)
+PROTOTYPE = {
+    ("enb", "Sum"): -4,
+    ("enb", "Sum of log losses"): -15,
+    ("jura", "Sum"): 0.8,
+    ("jura", "Sum of log losses"): 4.8,
+    ("jura", "Nash-MTL"): 8.9,
+    ("oes97", "Sum"): 0.7,
+    ("oes97", "Sum of log losses"): 7.5,
+}
+"""Percent that an independent prototype measured, with a network and a budget that are not known."""
 THROUGH_FIT = "Nash-MTL"
 """The method that is also trained by `jaxneg.train.fit`, with checkpoints."""
 
@@ -322,7 +332,7 @@ class Recipe(NamedTuple):
 
 def train_together(
     splits: list[Split], method: str, recipe: Recipe, labels: bool
-) -> Float[np.ndarray, "seeds tasks"]:
+) -> dict[str, Float[np.ndarray, "..."]]:
     """Trains one network for all tasks on every split at once.
 
     Seed s takes the first parameters, the order of the rows and the random draws of key s, as
@@ -335,23 +345,30 @@ def train_together(
         labels: whether the targets are labels.
 
     Returns:
-        Test errors.
+        ``errors [seeds, tasks]`` on the test rows; for the methods of `WATCHED` also ``conflict [3, seeds,
+        steps]``, the fields of `jaxneg.mtl.ConflictStatistics`.
     """
-    step, transform = _step(method, splits[0], labels)
+    watched = method in WATCHED
+    step, transform = _step(method, splits[0], recipe, labels, watched)
 
-    def one(seed: Array, network: Any, rows: Array, split: Split) -> Array:
+    def one(seed: Array, network: Any, rows: Array, split: Split) -> dict[str, Array]:
         state = init_state(network, transform, jax.random.key(seed))
 
         def take(state, chosen):
-            return step(state, {"x": split.x[chosen], "y": split.y[chosen]})[0], None
+            state, metrics = step(state, {"x": split.x[chosen], "y": split.y[chosen]})
+            return state, [metrics[name] for name in ConflictStatistics._fields] if watched else ()
 
-        state, _ = jax.lax.scan(take, state, rows)
-        return errors(state.params, split.x_test, split.y_test, split.spread, labels)
+        state, seen = jax.lax.scan(take, state, rows)
+        found = {"errors": errors(state.params, split.x_test, split.y_test, split.spread, labels)}
+        return found | ({"conflict": jnp.stack(seen)} if watched else {})
 
-    return np.asarray(jax.jit(jax.vmap(one))(*_stacked(splits, recipe)))
+    found = {name: np.asarray(of) for name, of in jax.jit(over_seeds(one))(*_stacked(splits, recipe)).items()}
+    return found | ({"conflict": found["conflict"].swapaxes(0, 1)} if watched else {})
 
 
-def train_apart(splits: list[Split], recipe: Recipe, labels: bool) -> Float[np.ndarray, "seeds tasks"]:
+def train_apart(
+    splits: list[Split], recipe: Recipe, labels: bool
+) -> dict[str, Float[np.ndarray, "seeds tasks"]]:
     """Trains a network of its own for each task: the single-task reference, with the same trunk and budget.
 
     Args:
@@ -360,7 +377,7 @@ def train_apart(splits: list[Split], recipe: Recipe, labels: bool) -> Float[np.n
         labels: whether the targets are labels.
 
     Returns:
-        Test errors.
+        ``errors`` on the test rows.
     """
     transform = optax.adam(LEARNING_RATE)
     step = make_step(lambda p, b, _: (losses(p, b, labels).sum(), {}), transform)
@@ -380,14 +397,16 @@ def train_apart(splits: list[Split], recipe: Recipe, labels: bool) -> Float[np.n
         networks = single_task_networks(network, split.y.shape[1])
         return jax.vmap(task, in_axes=(0, 1, 1, 0))(networks, split.y, split.y_test, split.spread)
 
-    return np.asarray(jax.jit(jax.vmap(one))(*_stacked(splits, recipe)))
+    return {"errors": np.asarray(jax.jit(over_seeds(one))(*_stacked(splits, recipe)))}
 
 
-def train_through_fit(split: Split, recipe: Recipe, labels: bool, folder: Path, config: dict) -> FitResult:
+def train_through_fit(
+    splits: list[Split], recipe: Recipe, labels: bool, folder: Path, config: dict
+) -> FitResult:
     """Trains `THROUGH_FIT` on the split of seed 0 by the engine's loop, with metrics and checkpoints.
 
     Args:
-        split: of seed 0.
+        splits: one for each seed.
         recipe: size and budget.
         labels: whether the targets are labels.
         folder: of this training; one that was interrupted is continued.
@@ -396,12 +415,14 @@ def train_through_fit(split: Split, recipe: Recipe, labels: bool, folder: Path, 
     Returns:
         The result of `jaxneg.train.fit`.
     """
-    step, transform = _step(THROUGH_FIT, split, labels)
+    split = splits[0]
+    step, transform = _step(THROUGH_FIT, split, recipe, labels)
     evaluate = jax.jit(lambda params: errors(params, split.x_test, split.y_test, split.spread, labels))
     every = max(1, recipe.steps // 4)
+    network = jax.tree.map(lambda leaf: np.asarray(leaf)[0], _first_networks(splits, recipe))
     return fit(
         jax.jit(step, donate_argnums=0),
-        init_state(_network(0, split, recipe), transform, jax.random.key(0)),
+        init_state(network, transform, jax.random.key(0)),
         pipeline({"x": split.x, "y": split.y}, recipe.batch, seed=0),
         steps=recipe.steps,
         run_dir=folder,
@@ -414,25 +435,38 @@ def train_through_fit(split: Split, recipe: Recipe, labels: bool, folder: Path, 
     )
 
 
-def _step(method: str, split: Split, labels: bool) -> tuple[Step, optax.GradientTransformation]:
-    return weighted_step(lambda p, b: losses(p, b, labels), method, split.y.shape[1], is_trunk)
+def _step(
+    method: str, split: Split, recipe: Recipe, labels: bool, watched: bool = False
+) -> tuple[Step, optax.GradientTransformation]:
+    return weighted_step(
+        lambda p, b: losses(p, b, labels),
+        method,
+        split.y.shape[1],
+        is_trunk,
+        last_shared=partial(is_last_trunk_layer, depth=recipe.depth),
+        watched=watched,
+    )
 
 
-def _network(seed: int, split: Split, recipe: Recipe) -> Any:
-    key = jax.random.fold_in(jax.random.key(seed), 1)
-    return init_network(key, split.x.shape[1], recipe.width, recipe.depth, split.y.shape[1])
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _drawn(seeds: int, features: int, tasks: int, recipe: Recipe) -> Any:
+    keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 1))(jnp.arange(seeds))
+    return jax.vmap(lambda key: init_network(key, features, recipe.width, recipe.depth, tasks))(keys)
 
 
-def _stacked(splits: list[Split], recipe: Recipe) -> tuple[Array, Any, Array, Split]:
+def _first_networks(splits: list[Split], recipe: Recipe) -> Any:
+    """The first network of every seed, on a leading axis."""
+    return _drawn(len(splits), splits[0].x.shape[1], splits[0].y.shape[1], recipe)
+
+
+def _stacked(splits: list[Split], recipe: Recipe) -> tuple[np.ndarray, Any, np.ndarray, Split]:
     """For every seed the seed, a first network, the rows of each batch ``[steps, batch]``, and the split."""
-    networks = [_network(seed, split, recipe) for seed, split in enumerate(splits)]
     rows = []
     for seed, split in enumerate(splits):
         batches = pipeline({"row": np.arange(len(split.x))}, recipe.batch, seed=seed)
         rows.append(np.stack([batches[i]["row"] for i in range(recipe.steps)]))  # pyright: ignore[reportOptionalSubscript]
-    together = jax.tree.map(lambda *arrays: jnp.stack(arrays), *splits)
-    networks = jax.tree.map(lambda *arrays: jnp.stack(arrays), *networks)
-    return jnp.arange(len(splits)), networks, jnp.asarray(np.stack(rows)), together
+    together = jax.tree.map(lambda *arrays: np.stack(arrays), *splits)
+    return np.arange(len(splits)), _first_networks(splits, recipe), np.stack(rows), together
 
 
 class TableResult(NamedTuple):
@@ -444,6 +478,8 @@ class TableResult(NamedTuple):
     single: Float[np.ndarray, "seeds tasks"]
     through_fit: Float[np.ndarray, "tasks"] | None
     """Test errors of `THROUGH_FIT` on the split of seed 0, trained by the engine's loop."""
+    conflict: dict[str, Float[np.ndarray, "3 seeds steps"]]
+    """Of the methods of `WATCHED`, the fields of `jaxneg.mtl.ConflictStatistics`."""
 
 
 def run_tables(
@@ -478,22 +514,25 @@ def run_tables(
             for method in methods
         }
 
-        def kept(job: str, name: str = name, jobs: dict[str, partial] = jobs) -> np.ndarray:
-            return run_dir.stage(f"table-{name}-{job}", lambda: {"errors": jobs[job]()})["errors"]
+        def kept(job: str, name: str = name, jobs: dict[str, partial] = jobs) -> dict[str, np.ndarray]:
+            return run_dir.stage(f"table-{name}-{job}", jobs[job])
 
         title = f"Table {name}, {table.Y.shape[1]} tasks"
-        single, *errors = in_parallel(kept, list(jobs), run_dir, title)
+        apart, *found = in_parallel(kept, list(jobs), run_dir, title)
         fitted = None
         if not results:
             description = {"table": name, "method": THROUGH_FIT, **recipe._asdict()}
-            done = train_through_fit(splits[0], recipe, table.labels, run_dir.path / "fit", description)
+            done = train_through_fit(splits, recipe, table.labels, run_dir.path / "fit", description)
             fitted = np.array(done.history[-1]["eval/error"])
-        results.append(TableResult(table, methods, np.stack(errors), single, fitted))
+        together = dict(zip(methods, found, strict=True))
+        conflict = {method: arrays["conflict"] for method, arrays in together.items() if "conflict" in arrays}
+        errors = np.stack([arrays["errors"] for arrays in found])
+        results.append(TableResult(table, methods, errors, apart["errors"], fitted, conflict))
     return results
 
 
 def result_table(results: list[TableResult]) -> ResultTable:
-    """``delta_m`` of every method on every table, with its interval over the seeds.
+    """``delta_m`` of every method on every table, with its interval over the seeds, and its mean rank.
 
     Args:
         results: of the tables.
@@ -503,20 +542,23 @@ def result_table(results: list[TableResult]) -> ResultTable:
     """
     columns = [f"{r.table.name} ({r.table.Y.shape[1]} tasks)" for r in results]
     measured = [increases(result.errors, result.single) for result in results]
+    # Every table counts the same, however many tasks it has.
+    rank = np.mean([ranks(result.errors) for result in results], axis=0)
     first = results[0]
-    rows: list[list[str | float | int]] = [
-        [method, *(interval_text(of_table[row]) for of_table in measured)]
-        for row, method in enumerate(first.methods)
-    ]
+    rows: list[list[str | float | int]] = [[SINGLE_TASK, *["0"] * len(results), "", ""]]
+    for row, method in enumerate(first.methods):
+        known = [(r.table.name, PROTOTYPE.get((r.table.name, method))) for r in results]
+        prototype = "  ".join(f"{name} {value:g}" for name, value in known if value is not None)
+        rows.append([method, *(interval_text(of[row]) for of in measured), f"{rank[row]:.1f}", prototype])
     if first.through_fit is not None:
         increase = 100 * np.mean(first.through_fit / first.single[0] - 1)
         same = measured[0][first.methods.index(THROUGH_FIT), 0]
         text = f"{increase:.1f} ({same:.1f} without the loop)"
-        rows.append([f"{THROUGH_FIT} by fit, seed 0", text, *[""] * (len(results) - 1)])
+        rows.append([f"{THROUGH_FIT} by fit, seed 0", text, *[""] * (len(results) + 1)])
     return ResultTable(
-        "Real tables: increase of the test error over single-task networks, mean over tasks, percent "
-        "(95 % interval; negative is better)",
-        ["method", *columns],
+        "Every method on real tables: Δm, the increase of the test error over single-task networks, mean "
+        "over tasks, percent (95 % interval; negative is better)",
+        ["method", *columns, "mean rank", "prototype"],
         rows,
     )
 
@@ -530,11 +572,21 @@ def draw(results: list[TableResult]) -> Figure:
     Returns:
         The figure.
     """
-    figure = Figure(figsize=(1.8 + 3.0 * len(results), 4.8), layout="constrained")
+    figure = Figure(
+        figsize=(1.8 + 3.0 * len(results), 1.2 + 0.25 * len(results[0].methods)), layout="constrained"
+    )
     axes = figure.subplots(1, len(results), sharey=True, squeeze=False)[0]
     for axis, result in zip(axes, results, strict=True):
-        for height, values in enumerate(increases(result.errors, result.single)):
+        measured = increases(result.errors, result.single)
+        least, limit = np.nanmin(measured), figure_limit(measured)
+        limit += 0.05 * (limit - least)
+        axis.set_xlim(least - 0.05 * (limit - least), limit)
+        for height, values in enumerate(measured):
             estimate, low, high, _ = mean_interval(values)
+            if not estimate <= limit:
+                text = f"{estimate:.0f} ▸ " if np.isfinite(estimate) else "not finite ▸ "
+                axis.text(limit, height, text, ha="right", va="center", fontweight="bold")
+                continue
             axis.plot(values, np.full(len(values), height), ".", color="tab:gray", alpha=0.5)
             ends = None if np.isinf(low) else [[estimate - low], [high - estimate]]
             axis.errorbar(estimate, height, xerr=ends, fmt="o", color="tab:blue", capsize=3)

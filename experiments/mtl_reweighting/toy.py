@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -61,14 +62,17 @@ METHODS = (
     "Sum",
     "MGDA",
     "PCGrad",
+    "GradVac",
     "CAGrad c=0.4",
     "CAGrad c=0.5",
     "IMTL-G",
     "Nash-MTL",
+    "FairGrad α=2",
     "FAMO",
     "Aligned-MTL",
+    "ConFIG",
     "UPGrad",
-    "FairGrad α=2",
+    "DualProj",
 )
 
 
@@ -163,7 +167,7 @@ CLAIMED = {
     "C": ("Sum", "FAMO"),
 }
 """The methods on which a claim is measured, over moved starting points, in each setting."""
-FEWEST = {"A": CLAIMED["A"], "B": ("Sum", "Nash-MTL"), "C": CLAIMED["C"]}
+FEWEST = {"A": ("Sum", "PCGrad", "CAGrad c=0.5"), "B": ("Sum", "IMTL-G"), "C": CLAIMED["C"]}
 """Those without which a claim has nothing to compare."""
 
 
@@ -310,9 +314,9 @@ def draw(key: str, descents: dict[str, Descents], steps: int) -> Figure:
         The figure.
     """
     setting = SETTINGS[key]
-    columns = 4
+    columns = min(5, len(descents))
     lines = -(-len(descents) // columns)
-    figure = Figure(figsize=(3.1 * columns, 3.0 * lines + 0.5), layout="constrained")
+    figure = Figure(figsize=(2.7 * columns + 1.5, 2.7 * lines + 0.8), layout="constrained")
     axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     grid = np.linspace(-11, 11, 200)
     x1, x2 = np.meshgrid(grid, grid)
@@ -323,8 +327,11 @@ def draw(key: str, descents: dict[str, Descents], steps: int) -> Figure:
         axis.plot([-PARETO_X1, PARETO_X1], [PARETO_X2] * 2, color="tab:blue", linewidth=4, alpha=0.6)
         axis.plot(*least, "*", color="gold", markeredgecolor="black", markersize=12)
         for path in descent.paths:
+            axis.plot(*path.T, color="tab:red", linewidth=0.7)
+            taken = np.linspace(0, steps, len(path))[1:]
+            shade = LogNorm(taken[0], steps)
             points = axis.scatter(
-                *path.T, c=np.linspace(0, steps / 1000, len(path)), s=4, cmap="autumn", linewidths=0
+                *path[1:].T, c=taken, s=5, cmap="autumn", norm=shade, linewidths=0, zorder=3
             )
             axis.plot(*path[0], "o", color="white", markeredgecolor="black", markersize=6)
         done = reached(descent.paths[:, -1])
@@ -334,12 +341,11 @@ def draw(key: str, descents: dict[str, Descents], steps: int) -> Figure:
         axis.set_title(f"{method}: {done.sum()} of {len(done)}", fontsize=11)
     for axis in axes.flat[len(descents) :]:
         axis.set_axis_off()
-    for axis in axes.flat[len(descents) - columns : len(descents)]:
+    for axis in axes[-1]:
         axis.set_xlabel("$x_1$")
-        axis.tick_params(labelbottom=True)
     for axis in axes[:, 0]:
         axis.set_ylabel("$x_2$")
-    figure.colorbar(points, ax=axes, label="Adam step (thousands)", shrink=0.6, pad=0.01)
+    figure.colorbar(points, ax=axes, label="Adam step", shrink=0.6, pad=0.01)
     figure.colorbar(contours, ax=axes, label="mean of the two losses", shrink=0.6, pad=0.01)
     edge: dict[str, Any] = {"markeredgecolor": "black", "linestyle": ""}
     handles = [

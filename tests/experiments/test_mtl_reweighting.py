@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -14,13 +15,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments import mtl_reweighting
-from experiments.mtl_reweighting import CLAIMS, PRESETS, Config, gradnorm_toy, solver_accuracy, tables, toy
-from experiments.mtl_reweighting.delta import increases
-from experiments.mtl_reweighting.methods import FAMILY, weighted_step
+from experiments.mtl_reweighting import (
+    CLAIMS,
+    PRESETS,
+    Config,
+    conflict,
+    gradnorm_toy,
+    solver_accuracy,
+    tables,
+    toy,
+)
+from experiments.mtl_reweighting.delta import increases, ranks
+from experiments.mtl_reweighting.methods import FAMILY, OF_LOSSES, OF_THREE_BATCHES, WATCHED, weighted_step
 from experiments.mtl_reweighting.network import init_network, is_trunk, predict, single_task_networks
 from experiments.mtl_reweighting.pod import nash_step_target
 from experiments.run_dir import RunDir
 from experiments.runner import run_experiment
+from jaxneg.mtl import combine, conflict_statistics, cross_gram, gram, multitask, sdmgrad, task_grads
 from jaxneg.train import TrainState, compile_for, init_state, make_mesh, shard_step
 
 # What only the README says: the scale of the boundary points and of the trajectories, the tolerances, and the
@@ -217,13 +228,13 @@ def test_gradnorm_training():
 
     for number in range(3):
         params, opt_state = plain(params, opt_state, jax.tree.map(lambda leaf: leaf[1, number], batches))  # noqa: B023
-    state = together.advance(together.state, batches)
+    state, _ = together.advance(together.state, batches)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, rtol=1e-3, atol=1e-5), state.params, params)
     single = gradnorm_toy.begin_single_task(2, seeds)
     kernel = single.state.params["heads"]["0"]["kernel"]
     assert kernel.shape == (seeds, 2, gradnorm_toy.WIDTH, gradnorm_toy.OUTPUTS)
     before = np.asarray(kernel)
-    after = np.asarray(single.advance(single.state, batches).params["heads"]["0"]["kernel"])
+    after = np.asarray(single.advance(single.state, batches)[0].params["heads"]["0"]["kernel"])
     assert (np.abs(after - before) > 1e-6).mean() > 0.9
 
 
@@ -238,6 +249,101 @@ def test_increases():
     errors = np.array([[[2.0, 1.0], [3.0, 3.0]], [[1.0, 1.0], [1.0, 1.0]]])
     single = np.array([[1.0, 1.0], [2.0, 1.0]])
     np.testing.assert_allclose(increases(errors, single), [[50, 125], [0, -25]], rtol=1e-5)
+
+
+def test_ranks():
+    errors = np.array([[[1.0, 2.0], [1.0, 1.0]], [[3.0, 1.0], [2.0, 1.0]]])
+    np.testing.assert_allclose(ranks(errors), [(1 + 2 + 1 + 1.5) / 4, (2 + 1 + 2 + 1.5) / 4])
+    errors[0, 1] = np.nan
+    np.testing.assert_allclose(ranks(errors), [(1 + 2 + 2 + 2) / 4, (2 + 1 + 1 + 1) / 4])
+
+
+# The methods
+
+
+def quadratics(params, batch):
+    """Three losses that share ``trunk/w``; each has a head of its own."""
+    return (params["heads"]["0"] + batch @ params["trunk"]["0"]["w"]).mean(axis=0) ** 2
+
+
+def quadratic_params():
+    w = jax.random.normal(jax.random.key(0), (2, 3))
+    return {"trunk": {"0": {"w": w}}, "heads": {"0": jnp.arange(1.0, 4.0)}}
+
+
+def taken(method, batch, **options):
+    """One step, and its metrics."""
+    step, transform = weighted_step(quadratics, method, 3, is_trunk, **options)
+    return jax.jit(step)(init_state(quadratic_params(), transform, jax.random.key(2)), batch)
+
+
+BATCH = np.random.default_rng(0).normal(size=(8, 2)).astype(np.float32)
+
+
+def test_every_method_is_in_the_family():
+    with pytest.raises(ValueError, match="method: expected one of") as error:
+        multitask("no such method")
+    known = re.search("expected one of (.*), or a function", str(error.value)).group(1).split(", ")
+    assert {name for name, _ in FAMILY.values()} == set(known)
+    assert set(WATCHED) <= set(FAMILY)
+    assert {*OF_LOSSES, *OF_THREE_BATCHES} <= set(known)
+
+
+@pytest.mark.slow
+def test_one_pullback_is_the_jacobian_weighed():
+    """A watched step takes the Jacobian; another method of the losses one pullback: the same update."""
+    (pulled, _), (watched, metrics) = (taken("Sum of log losses", BATCH, watched=w) for w in (False, True))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), pulled.params, watched.params)
+    _, jac = task_grads(quadratics, quadratic_params(), BATCH)
+    expected = conflict_statistics(gram(jac["trunk"]))
+    np.testing.assert_allclose([metrics[name] for name in expected._fields], expected, rtol=1e-5)
+
+
+def test_three_batches_of_one():
+    """SDMGrad's weights come of the examples 1, 4, 7 and 2, 5, and weigh the gradients of 0, 3, 6."""
+    state, metrics = taken("SDMGrad", BATCH, before_adam=optax.scale(0.5))
+    (losses, jac), (_, first), (_, second) = (
+        task_grads(quadratics, quadratic_params(), BATCH[k::3]) for k in range(3)
+    )
+    weights, _ = sdmgrad(cross_gram(first["trunk"], second["trunk"]), jnp.full(3, 1 / 3))
+    np.testing.assert_allclose(metrics["losses"], losses, rtol=1e-6)
+    np.testing.assert_allclose(state.opt_state[0].weights, weights, rtol=1e-5)
+    moment = state.opt_state[2][0].mu
+    expected = 0.1 * 0.5 * np.asarray(combine(weights, jac["trunk"])["0"]["w"])
+    np.testing.assert_allclose(moment["trunk"]["0"]["w"], expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_conflict_figure_and_table():
+    rng = np.random.default_rng(0)
+    values = np.stack(
+        [rng.uniform(-1, 1, (2, 20)), rng.integers(0, 2, (2, 20)), np.exp(rng.normal(size=(2, 20)))]
+    )
+    found = conflict.averaged(values, 4)
+    assert found.shape == (3, 2, 4)
+    np.testing.assert_allclose(found[:2, 1, 3], values[:2, 1, 15:].mean(axis=-1))
+    np.testing.assert_allclose(np.log(found[2, 0, 0]), np.log(values[2, 0, :5]).mean())
+    (row,) = conflict.conflict_table("a problem", {"Sum": values}).rows
+    assert row[0] == "Sum"
+    assert row[1].startswith(f"{values[0].mean():.2f} (")
+    assert row[2].startswith(f"{100 * values[1].mean():.1f} (")
+    figure = conflict.draw({"Sum": values}, 3)
+    assert [axis.get_title() for axis in figure.axes][1] == "share of the 3 pairs with a negative cosine"
+
+
+def test_tables_of_every_method():
+    errors = np.array([[[1.5, 2.0], [1.0, 1.0]], [[1.0, 1.0], [2.0, 2.0]]])
+    single = np.ones((2, 2))
+    table = gradnorm_toy.result_table((1.0, 100.0), ("Sum", "MGDA"), errors, single)
+    assert [row[0] for row in table.rows] == ["Single-task networks", "Sum", "MGDA"]
+    assert [row[-2:] for row in table.rows[1:]] == [["1.5", 58], ["1.5", 32]]
+    assert table.rows[1][1].startswith("37.5 (")
+    data = tables.Table("enb", np.ones((4, 1)), np.ones((4, 2)), ("u", "v"), False, None)
+    result = tables.TableResult(data, ("Sum", "Nash-MTL"), errors, single, errors[0, 0], {})
+    rows = tables.result_table([result]).rows
+    assert [row[0] for row in rows] == ["Single-task networks", "Sum", "Nash-MTL", "Nash-MTL by fit, seed 0"]
+    assert [row[-1] for row in rows] == ["", "enb -4", "", ""]
+    assert rows[-1][1].startswith("75.0 (")
 
 
 # The solvers
@@ -399,18 +505,18 @@ def test_training_on_a_table(tmp_path, rows):
     table = tables.load_table(write(tmp_path, **rows), tmp_path)
     splits = [tables.split_table(table, seed) for seed in range(2)]
     recipe = tables.Recipe(width=16, depth=2, batch=16, steps=120)
-    together = tables.train_together(splits, tables.THROUGH_FIT, recipe, labels=False)
+    together = tables.train_together(splits, tables.THROUGH_FIT, recipe, labels=False)["errors"]
     short = recipe._replace(steps=60)
     folder = tmp_path / "fit"
-    tables.train_through_fit(splits[0], short, False, folder, {"table": "made"})
-    result = tables.train_through_fit(splits[0], recipe, False, folder, {"table": "made"})
+    tables.train_through_fit(splits, short, False, folder, {"table": "made"})
+    result = tables.train_through_fit(splits, recipe, False, folder, {"table": "made"})
     np.testing.assert_allclose(result.history[-1]["eval/error"], together[0], rtol=2e-3)
     assert int(result.state.step) == 120
     assert result.checkpoint is not None
     assert [json.loads(line)["step"] for line in (folder / "metrics.jsonl").open()][-1] == 120
-    apart = tables.train_apart(splits, recipe, labels=False)
+    apart = tables.train_apart(splits, recipe, labels=False)["errors"]
     assert together.shape == apart.shape == (2, 3)
-    untrained = tables.train_apart(splits, recipe._replace(steps=1), labels=False)
+    untrained = tables.train_apart(splits, recipe._replace(steps=1), labels=False)["errors"]
     assert (apart.mean(0) < 0.9 * untrained.mean(0)).all()
     assert (together[:, 1] < 0.9 * untrained[:, 1]).all()
 
@@ -436,12 +542,14 @@ def test_smoke_run(tmp_path, monkeypatch):
         "toy-B-nash-mtl",
         "toy-C-famo",
         "gradnorm",
+        "conflict-gradnorm",
         "solver-accuracy",
         "tables",
+        "conflict-wine",
     }
-    assert len(report["tables"]) == 6
+    assert len(report["tables"]) == 8
     assert any("all_methods" in note for note in report["notes"])
-    assert any("of the whole trunk" in note for note in report["notes"])
+    assert any("of the last shared layer" in note for note in report["notes"])
     (tmp_path / "run" / "report.json").unlink()
     monkeypatch.setattr(gradnorm_toy, "train", None)  # the stage is read, not computed again
     with RunDir.resume(tmp_path / "run", "mtl_reweighting", Config) as run_dir:
