@@ -26,7 +26,7 @@ from experiments.rep_mtl.comparison import EW, STL, Results, accuracy_table
 from experiments.rep_mtl.figures import draw_exponents, draw_gains, draw_saliencies, draw_sweep
 from experiments.rep_mtl.office_caltech import Office
 from experiments.rep_mtl.training import EVERY, Method
-from experiments.rep_mtl.vision import BENCHMARKS, office_home_target, run_benchmarks
+from experiments.rep_mtl.vision import BENCHMARKS, METHODS, pod_target, require_method, run_benchmarks
 from experiments.run_dir import Outcome, RunDir, Table
 
 if TYPE_CHECKING:
@@ -55,10 +55,18 @@ class Config:
     """Whether to run every method, or the fewest that the claims need."""
     vision: tuple[str, ...] = ()
     """Image benchmarks of the paper to train too: nyuv2, cityscapes, office-31, office-home."""
+    vision_methods: tuple[str, ...] = METHODS
+    """Methods to train on them: single-task, rep-mtl, or names of jaxneg.mtl.multitask."""
     vision_seeds: int = 3
     """Runs of each method on an image benchmark, as many as the paper's."""
     data_dir: Path = Path("data")
     """Holds a folder for each image benchmark, and resnet18.safetensors and resnet50.safetensors."""
+    compile_benchmark: str = "office-home"
+    """Image benchmark whose step `compile` compiles; a dense one takes minutes."""
+    compile_method: str = "rep-mtl"
+    """Method of that step: rep-mtl, or a name of jaxneg.mtl.multitask."""
+    compile_batch: int = 256
+    """Images of its global batch, for each task if these have images of their own."""
 
     def __post_init__(self) -> None:
         for name in ("seeds", "digit_seeds"):
@@ -74,8 +82,20 @@ class Config:
         for name in ("sweep", "digit_sweep"):
             if any(weight <= 0 for weight in getattr(self, name)):
                 raise ValueError(f"{name}: expected positive weights, got {getattr(self, name)}")
-        if unknown := [name for name in self.vision if name not in BENCHMARKS]:
-            raise ValueError(f"vision: expected some of {', '.join(BENCHMARKS)}, got {unknown[0]!r}")
+        for field, names in (("vision", self.vision), ("compile_benchmark", (self.compile_benchmark,))):
+            if unknown := [name for name in names if name not in BENCHMARKS]:
+                raise ValueError(f"{field}: expected some of {', '.join(BENCHMARKS)}, got {unknown[0]!r}")
+        for field, names in (
+            ("vision_methods", self.vision_methods),
+            ("compile_method", (self.compile_method,)),
+        ):
+            for name in names:
+                try:
+                    require_method(name)
+                except ValueError as error:
+                    raise ValueError(f"{field}: {error}") from error
+        if self.compile_batch < 1:
+            raise ValueError(f"compile_batch: expected at least 1, got {self.compile_batch}")
 
 
 PRESETS: dict[str, Config] = {
@@ -312,17 +332,16 @@ def _exponent_table(office: Results, untrained: Mapping[str, np.ndarray], names:
 
 def _vision(config: Config, run_dir: RunDir) -> tuple[list[Table], list[str]]:
     """The paper's own benchmarks, of which no claim speaks: no verdict hangs on who has the images."""
-    return run_benchmarks(config.vision, config.data_dir, config.vision_seeds, run_dir)
+    return run_benchmarks(config.vision, config.vision_methods, config.data_dir, config.vision_seeds, run_dir)
 
 
 def compile_target(config: Config) -> "Target":
-    """Rep-MTL's step on Office-Home, an image of each of the four domains for each of 256 chips.
+    """The step of an image benchmark: the other networks of this experiment fill no chip.
 
     Args:
-        config: not read; the other networks of this experiment fill no chip.
+        config: for the benchmark, the method and the batch.
 
     Returns:
         The step and its abstract arguments.
     """
-    del config
-    return office_home_target()
+    return pod_target(config.compile_benchmark, config.compile_method, config.compile_batch)

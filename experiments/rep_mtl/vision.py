@@ -8,24 +8,38 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from experiments.run_dir import RunDir, Table
+from jaxneg.mtl import multitask
 
 if TYPE_CHECKING:
     from jaxneg.train import Target
 
 BENCHMARKS = ("nyuv2", "cityscapes", "office-31", "office-home")
-METHODS = ("single-task", "equal", "si", "rep-mtl")
+SINGLE_TASK, REP_MTL = "single-task", "rep-mtl"
+METHODS = (SINGLE_TASK, "equal", "si", REP_MTL)
 """Beside the paper's: "si", the sum of the losses' logarithms, which is Rep-MTL without its regularisers."""
-POD = {"data": 256}
-POD_BATCH = 256
+
+
+def require_method(name: str) -> None:
+    """Checks that a method can be trained on a benchmark.
+
+    Args:
+        name: "single-task", "rep-mtl", or a method of `jaxneg.mtl.multitask`.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if name not in (SINGLE_TASK, REP_MTL):
+        multitask(name, n_tasks=2)
 
 
 def run_benchmarks(
-    names: Sequence[str], data_dir: Path, seeds: int, run_dir: RunDir
+    names: Sequence[str], methods: Sequence[str], data_dir: Path, seeds: int, run_dir: RunDir
 ) -> tuple[list[Table], list[str]]:
     """Trains every method on the benchmarks whose data are there.
 
     Args:
         names: of `BENCHMARKS`.
+        methods: as `require_method` takes them.
         data_dir: with a folder for each of them, and torchvision's ImageNet weights in
             ``resnet50.safetensors`` (NYUv2 and Cityscapes) and ``resnet18.safetensors`` (Office).
         seeds: runs of each method, whose mean is shown.
@@ -56,7 +70,7 @@ def run_benchmarks(
 
         better = higher_is_better(name)  # pyright: ignore[reportArgumentType]
         results = {}
-        for method in METHODS:
+        for method in methods:
             runs = [
                 run_dir.stage(f"vision-{name}-{method}-{seed}", lambda m=method, s=seed, do=once: do(m, s))
                 for seed in range(seeds)
@@ -66,13 +80,18 @@ def run_benchmarks(
     return tables, notes
 
 
-def office_home_target() -> "Target":
-    """Rep-MTL's step on Office-Home (ResNet-18) for a mesh of 256 chips, an image of each task for each.
+def pod_target(name: str, method: str, batch: int) -> "Target":
+    """A method's step on a benchmark in bfloat16, its batch split over all chips.
+
+    Args:
+        name: of `BENCHMARKS`.
+        method: "rep-mtl" or a method of `jaxneg.mtl.multitask`.
+        batch: images of a global batch, for each task if these have images of their own.
 
     Returns:
         What `jaxneg.train.compile_for` compiles.
     """
     from experiments.vision.training import RECIPES, benchmark_target
 
-    recipe = replace(RECIPES["office-home"], batch_size=POD_BATCH, precision="bfloat16")
-    return benchmark_target("office-home", "rep-mtl", recipe, POD)
+    recipe = replace(RECIPES[name], batch_size=batch, precision="bfloat16")
+    return benchmark_target(name, method, recipe, {"data": -1})

@@ -552,6 +552,10 @@ def test_presets_and_claims():
             {"vision": ("nyuv3",)},
             "vision: expected some of nyuv2, cityscapes, office-31, office-home, got 'nyuv3'",
         ),
+        ({"vision_methods": ("rep",)}, "vision_methods: method: expected one of .*, got 'rep'"),
+        ({"compile_benchmark": "coco"}, "compile_benchmark: expected some of nyuv2, .*, got 'coco'"),
+        ({"compile_method": "adam"}, "compile_method: method: expected one of .*, got 'adam'"),
+        ({"compile_batch": 0}, "compile_batch: expected at least 1, got 0"),
     ],
 )
 def test_a_wrong_config(fields, message):
@@ -562,6 +566,6 @@ def test_a_wrong_config(fields, message):
 @pytest.mark.slow
 def test_the_step_for_the_pod():
     target = rep_mtl.compile_target(Config())
-    assert target.mesh == {"data": 256}
+    assert target.mesh == {"data": -1}
     assert target.batch["image"].shape == (4, 256, 224, 224, 3)
     assert set(target.state.params) == {"encoder", "heads"}
