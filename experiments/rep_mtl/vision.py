@@ -41,7 +41,8 @@ def run_benchmarks(
         names: of `BENCHMARKS`.
         methods: as `require_method` takes them.
         data_dir: with a folder for each of them, and torchvision's ImageNet weights in
-            ``resnet50.safetensors`` (NYUv2 and Cityscapes) and ``resnet18.safetensors`` (Office).
+            ``resnet50.safetensors`` (NYUv2 and Cityscapes) and ``resnet18.safetensors`` (Office), and LibMTL's
+            split lists of Office in ``data_txt``, where these are not in ``JAXNEG_DATA``.
         seeds: runs of each method, whose mean is shown.
         run_dir: keeps what is done.
 
@@ -59,6 +60,8 @@ def run_benchmarks(
 
         weights = data_dir / ("resnet18.safetensors" if name.startswith("office") else "resnet50.safetensors")
         recipe = replace(RECIPES[name], data=str(folder), weights=str(weights) if weights.is_file() else "")
+        if (data_dir / "data_txt").is_dir():
+            recipe = replace(recipe, lists=str(data_dir / "data_txt"))
         if not recipe.weights:
             notes.append(f"There is no {weights}: {name} began at random weights, the paper's at ImageNet's.")
 

@@ -503,11 +503,13 @@ def test_image_benchmarks(tmp_path, monkeypatch):
 
     def train_benchmark(name, method, recipe, folder, *, resume):
         calls.append((name, method, recipe.seed, recipe.data, recipe.weights, folder.name, resume))
+        assert recipe.lists == str(data / "data_txt")
         return dict.fromkeys(vision_training.higher_is_better(name), 50.0 + recipe.seed)
 
     monkeypatch.setattr(vision_training, "train_benchmark", train_benchmark)
     data = tmp_path / "data"
     (data / "office-31").mkdir(parents=True)
+    (data / "data_txt").mkdir()
     config = dataclasses.replace(
         PRESETS["smoke"], vision=("nyuv2", "office-31"), vision_seeds=2, data_dir=data
     )
