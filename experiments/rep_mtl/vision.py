@@ -41,7 +41,7 @@ def run_benchmarks(
         names: of `BENCHMARKS`.
         methods: as `require_method` takes them.
         data_dir: with a folder for each of them, and torchvision's ImageNet weights in
-            ``resnet50.safetensors`` (NYUv2 and Cityscapes) and ``resnet18.safetensors`` (Office), and LibMTL's
+            ``resnet50.safetensors`` (NYUv2 and Cityscapes) and ``resnet18.safetensors`` (Office); LibMTL's
             split lists of Office in ``data_txt``, where these are not in ``JAXNEG_DATA``.
         seeds: runs of each method, whose mean is shown.
         run_dir: keeps what is done.
