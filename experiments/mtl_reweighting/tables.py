@@ -10,8 +10,6 @@ arXiv:2209.11379; V. Kurin et al., arXiv:2201.04122.
 """
 
 import os
-import zipfile
-import zlib
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +39,7 @@ from experiments.mtl_reweighting.network import (
     single_task_networks,
 )
 from experiments.mtl_reweighting.parallel import in_parallel, over_seeds
+from experiments.npz import load_npz
 from experiments.run_dir import RunDir
 from experiments.run_dir import Table as ResultTable
 from jaxneg.mtl import ConflictStatistics
@@ -134,17 +133,7 @@ def load_table(name: str, folder: Path = DATA) -> Table:
             f"there is no table {path}: set JAXNEG_DATA to the folder that holds mtl_reweighting/{name}.npz, "
             f"or take the table {FALLBACK!r}, which needs no file"
         )
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is not an npz file: write it with numpy.savez, or copy it again")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise ValueError(f"{path} is damaged ({error}): copy it again") from error
-    except ValueError as error:
-        raise ValueError(
-            f"{path} holds an array of Python objects ({error}): write numbers and text without pickles"
-        ) from error
+    arrays = load_npz(path)
     return _labels(name, path, arrays) if "X_train" in arrays else _regression(name, path, arrays)
 
 

@@ -7,8 +7,6 @@ and a linear head for each; each task has images of its own in a batch, and Z is
 """
 
 import os
-import zipfile
-import zlib
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +17,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from experiments.npz import load_npz
 from experiments.rep_mtl.spectra import exponents
 from experiments.rep_mtl.training import Method, Network, Params, train
 
@@ -76,17 +75,7 @@ def load_office(path: Path = DATA) -> Office:
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}: set JAXNEG_DATA to the folder that holds {FILE}")
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is not an npz file: write it with numpy.savez, or copy it again")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise ValueError(f"{path} is damaged ({error}): copy it again") from error
-    except ValueError as error:
-        raise ValueError(
-            f"{path} holds an array of Python objects ({error}): write numbers without pickles"
-        ) from error
+    arrays = load_npz(path)
     counts, labels = zip(*(_domain(path, arrays, name) for name in DOMAINS), strict=True)
     if len(widths := {x.shape[1] for x in counts}) > 1:
         raise ValueError(f"{path}: the domains have {sorted(widths)} bins: all need the same, copy it again")
