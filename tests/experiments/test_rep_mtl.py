@@ -67,7 +67,7 @@ def test_the_file_and_its_features(tmp_path, arrays):
         ({"x_dslr": np.tri(10, 12, -1)}, r"array 'x_dslr', row 0 is no histogram"),
         ({"x_dslr": np.full((10, 12), np.nan)}, r"array 'x_dslr', row 0 is no histogram"),
         ({"x_dslr": np.ones((4, 12)), "y_dslr": np.zeros(4, int)}, "dslr has 4 rows: expected at least 5"),
-        ({"x_dslr": np.full((10, 12), None)}, "holds an array of Python objects .*: write numbers and text without"),
+        ({"x_dslr": np.full((10, 12), None)}, "holds an array of Python objects .*: write numbers and text"),
     ],
 )
 def test_a_wrong_file(tmp_path, arrays, change, message):
