@@ -278,7 +278,7 @@ def test_task_grads(mistake):
 
 NAMES = (
     "aligned_mtl, cagrad, config, dbmtl, dualproj, dwa, equal, excess_mtl, fairgrad, famo, gls, graddrop, "
-    "gradnorm, gradvac, imtl, imtl_g, imtl_l, mgda, moco, modo, nash, pcgrad, rlw, sdmgrad, si, stch, "
+    "gradnorm, gradvac, imtl, imtl_g, imtl_l, mgda, moco, modo, nash, pcd, pcgrad, rlw, sdmgrad, si, stch, "
     "upgrad, uw"
 )
 LINK_MISTAKES = {

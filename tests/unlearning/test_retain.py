@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -23,7 +23,9 @@ def _case(seed=0, batch=4, tokens=5, vocab=16, scale=2.0):
 
 
 def _naive(logits, ref_logits, mask=None, *, direction):
-    p, q = (jax.nn.log_softmax(x.astype(jnp.float32)) for x in (ref_logits, logits))
+    p, q = (
+        jax.nn.log_softmax(x.astype(jnp.promote_types(x.dtype, jnp.float32))) for x in (ref_logits, logits)
+    )
     p, q = (p, q) if direction == "forward" else (q, p)
     divergence = jnp.sum(jnp.exp(p) * (p - q), -1)
     mask = jnp.ones(divergence.shape) if mask is None else mask
@@ -48,14 +50,16 @@ def _both(logits, ref_logits, mask, direction):
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**31), scale=st.floats(0.1, 5), masked=st.booleans())
-def test_equals_log_softmax(direction, seed, scale, masked):
+def test_equals_log_softmax(x64, direction, seed, scale, masked):
+    """In float64: in float32 what cancels leaves both sides with rounding alone."""
     logits, ref_logits, mask = _case(seed, scale=scale)
+    logits, ref_logits = logits.astype(float), ref_logits.astype(float)
     mask = mask.at[0, 0].set(True) if masked else None
     found, expected = _both(logits, ref_logits, mask, direction)
-    np.testing.assert_allclose(found[0], expected[0], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(found[1], expected[1], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
