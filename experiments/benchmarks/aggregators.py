@@ -386,8 +386,10 @@ def _timed(program: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def _relative(answer: Any, peer_answer: Any) -> float:
+    """NaN where the peer answers 0, as its ConFIG does to many parameters in float32."""
     answer, peer_answer = np.asarray(answer, np.float64), np.asarray(peer_answer, np.float64)
-    return float(np.linalg.norm(answer - peer_answer) / np.linalg.norm(peer_answer))
+    size = np.linalg.norm(peer_answer)
+    return float(np.linalg.norm(answer - peer_answer) / size) if size else math.nan
 
 
 def _our_memory(tasks: int, parameters: int) -> dict[str, int | None]:
