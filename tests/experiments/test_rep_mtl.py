@@ -19,6 +19,9 @@ from experiments.run_dir import RunDir
 from experiments.runner import run_experiment
 from jaxneg.mtl import csa_terms, make_rep_mtl_loss, pl_alpha_tree, uw
 
+# Compilation makes these the dearest tests: the quick suite leaves them to the full one.
+pytestmark = pytest.mark.slow
+
 # Part A's data
 
 ROWS = {"amazon": 30, "caltech": 41, "dslr": 10, "webcam": 20}

@@ -26,6 +26,9 @@ from experiments.vision.training import (
 from jaxneg.nn import resnet
 from jaxneg.train import compile_for, make_mesh
 
+# Compilation makes these the dearest tests: the quick suite leaves them to the full one.
+pytestmark = pytest.mark.slow
+
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install 'jaxneg[tpu]'"
 )

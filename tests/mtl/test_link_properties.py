@@ -8,6 +8,9 @@ import pytest
 
 from jaxneg.mtl import multitask
 
+# Compilation makes these the dearest tests: the quick suite leaves them to the full one.
+pytestmark = pytest.mark.slow
+
 PARAMETERS = 8
 NEEDS = {
     name: {} for name in ("equal", "rlw", "si", "gls", "stch", "mgda", "pcgrad", "cagrad", "imtl_g", "nash")

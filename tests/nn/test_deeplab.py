@@ -9,6 +9,9 @@ import pytest
 from jaxneg.nn import deeplab_head
 from jaxneg.train import init_state, make_mesh, make_step, shard_step
 
+# Compilation makes these the dearest tests: the quick suite leaves them to the full one.
+pytestmark = pytest.mark.slow
+
 RNG = np.random.default_rng(0)
 FEATURES = RNG.normal(size=(4, 9, 7, 6)).astype(np.float32)
 HEAD = deeplab_head(6, 3, rates=(2, 4), channels=5)

@@ -10,6 +10,9 @@ from jaxneg.nn import bridge_normalised, resnet, resnet_from_torch
 from jaxneg.nn.resnet import BLOCKS, Block
 from jaxneg.train import init_state, make_mesh, make_step, shard_step
 
+# Compilation makes these the dearest tests: the quick suite leaves them to the full one.
+pytestmark = pytest.mark.slow
+
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(4, 32, 32, 3)).astype(np.float32)
 
