@@ -8,7 +8,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from jaxneg.mtl import ConflictStatistics, conflict_statistics, famo_observe, gram, multitask, task_grads
+from jaxneg.mtl import (
+    METHODS_OF_LOSSES,
+    ConflictStatistics,
+    conflict_statistics,
+    famo_observe,
+    gram,
+    multitask,
+    task_grads,
+)
 from jaxneg.train import TrainState, make_step
 
 LEARNING_RATE = 1e-3
@@ -59,8 +67,6 @@ GradNorm learns with 0.025: at the model's rate its weights cannot part by a fac
 PCD holds the first task to be the primary one.
 """
 
-OF_LOSSES = ("equal", "rlw", "dwa", "uw", "imtl_l", "si", "gls", "stch", "famo")
-"""The methods that read no gradient: one backward pass of the weighted losses is all they need."""
 OF_THREE_BATCHES = ("sdmgrad", "modo")
 """The methods whose weights come from the Jacobians of two more batches."""
 WATCHED = ("Sum", "Sum of log losses", "MGDA", "Nash-MTL")
@@ -98,7 +104,7 @@ def weighted_step(
         The step, and the transformation for which `jaxneg.train.init_state` makes the state.
     """
     name, own = FAMILY[method]
-    one_pullback = name in OF_LOSSES and not watched
+    one_pullback = name in METHODS_OF_LOSSES and not watched
     link = multitask(
         name,
         n_tasks=tasks,

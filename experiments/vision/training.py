@@ -37,7 +37,7 @@ from experiments.vision.networks import Network, dense_network, office_network, 
 from experiments.vision.nyuv2 import augment, nyuv2
 from experiments.vision.office import DOMAINS, SPLITS, OfficeImages, split_entries
 from experiments.vision.results import SINGLE_TASK
-from jaxneg.mtl import famo_observe, make_rep_mtl_loss, multitask
+from jaxneg.mtl import METHODS_OF_LOSSES, famo_observe, make_rep_mtl_loss, multitask
 from jaxneg.nn import mean_statistics
 from jaxneg.train import (
     Precision,
@@ -53,8 +53,6 @@ from jaxneg.train import (
 )
 
 REP_MTL = "rep-mtl"
-OF_LOSSES = ("equal", "rlw", "dwa", "uw", "imtl_l", "si", "gls", "stch", "famo")
-"""Methods that read no gradients: one backward pass of the weighted losses is all they need."""
 BY_EPOCH = ("dwa", "stch", "gradnorm")
 """Methods that want to know how many steps an epoch has."""
 LAST_EPOCHS = 10
@@ -281,7 +279,7 @@ def _step(
     step = make(
         network.loss,
         transform,
-        jacobian="weighted" if method in OF_LOSSES else recipe.jacobian,
+        jacobian="weighted" if method in METHODS_OF_LOSSES else recipe.jacobian,
         after_update=famo_observe if options.get("after") == "same" else None,
     )
     return step, transform

@@ -52,12 +52,13 @@ from jaxneg.mtl.rep_mtl import (
     task_saliency,
     tsr_entropy,
 )
-from jaxneg.mtl.rules import FamoState
+from jaxneg.mtl.rules import METHODS_OF_LOSSES, FamoState
 from jaxneg.mtl.sdmgrad import modo, sdmgrad
 from jaxneg.mtl.solvers import SolverInfo
 from jaxneg.mtl.upgrad import upgrad
 
 __all__ = [
+    "METHODS_OF_LOSSES",
     "ConflictStatistics",
     "FamoState",
     "MultitaskState",

@@ -35,6 +35,9 @@ from jaxneg.mtl.sdmgrad import modo, sdmgrad
 from jaxneg.mtl.solvers import gradient_norms
 from jaxneg.mtl.upgrad import upgrad
 
+METHODS_OF_LOSSES = ("equal", "rlw", "dwa", "uw", "imtl_l", "si", "gls", "stch", "famo")
+"""The methods that read no gradient: one backward pass of the weighted losses is all they need."""
+
 _GRAM_METHODS: dict[str, Callable[..., Any]] = {
     "mgda": mgda,
     "pcgrad": pcgrad,

@@ -26,12 +26,21 @@ from experiments.mtl_reweighting import (
     toy,
 )
 from experiments.mtl_reweighting.delta import increases, ranks
-from experiments.mtl_reweighting.methods import FAMILY, OF_LOSSES, OF_THREE_BATCHES, WATCHED, weighted_step
+from experiments.mtl_reweighting.methods import FAMILY, OF_THREE_BATCHES, WATCHED, weighted_step
 from experiments.mtl_reweighting.network import init_network, is_trunk, predict, single_task_networks
 from experiments.mtl_reweighting.pod import nash_step_target
 from experiments.run_dir import RunDir
 from experiments.runner import run_experiment
-from jaxneg.mtl import combine, conflict_statistics, cross_gram, gram, multitask, sdmgrad, task_grads
+from jaxneg.mtl import (
+    METHODS_OF_LOSSES,
+    combine,
+    conflict_statistics,
+    cross_gram,
+    gram,
+    multitask,
+    sdmgrad,
+    task_grads,
+)
 from jaxneg.train import TrainState, compile_for, init_state, make_mesh, shard_step
 
 # What only the README says: the scale of the boundary points and of the trajectories, the tolerances, and the
@@ -286,7 +295,7 @@ def test_every_method_is_in_the_family():
     known = re.search("expected one of (.*), or a function", str(error.value)).group(1).split(", ")
     assert {name for name, _ in FAMILY.values()} == set(known)
     assert set(WATCHED) <= set(FAMILY)
-    assert {*OF_LOSSES, *OF_THREE_BATCHES} <= set(known)
+    assert {*METHODS_OF_LOSSES, *OF_THREE_BATCHES} <= set(known)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from jaxneg.mtl import (
+    METHODS_OF_LOSSES,
     aligned_mtl,
     combine,
     graddrop_draws,
@@ -164,6 +165,10 @@ LOSS_METHODS = {
     "imtl_l": {},
     "famo": {},
 }
+
+
+def test_no_method_of_the_losses_is_left_out():
+    assert set(LOSS_METHODS) == set(METHODS_OF_LOSSES)
 
 
 @pytest.mark.parametrize("scale", ["native", pytest.param("mean", marks=pytest.mark.slow)])
