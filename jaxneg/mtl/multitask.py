@@ -62,8 +62,9 @@ def multitask(
     heads alone, the method works on the gradients in representation space, and the encoder's gradient is
     pulled back once (not the methods with T copies or a pair). With ``pullback=``, a function from task
     weights to the gradient of the weighted losses, and {} for the Jacobian, methods of the losses alone
-    take one backward pass. For a Gram matrix of each layer, or group of them, give each its own link by
-    `optax.transforms.partition`.
+    take one backward pass, and so do methods of the Gram matrix in the calls that reuse weights
+    (``update_every``): only those that solve form the Jacobian, by pulling back the unit vectors. For a Gram
+    matrix of each layer, or group of them, give each its own link by `optax.transforms.partition`.
 
     "dwa" compares the mean of the latest ``window`` losses (25) with that of the ``window`` before, with
     temperature ``tau`` (2); with ``steps_per_epoch=n`` it compares the last two epochs instead. "uw",
@@ -188,29 +189,43 @@ def multitask(
             )
         of_parameters = rule.init_like is not None or rule.reads_pair
         others: list[Any] = []
+
+        def measured(jacobian: Any) -> list[Array]:
+            is_shared = _chosen_leaves("shared", shared, jacobian)
+            measures = _chosen_leaves("param_filter", param_filter, jacobian)
+            kept = [a and b for a, b in zip(is_shared, measures, strict=True)]
+            if not any(kept):
+                raise ValueError("param_filter: expected at least one shared leaf, got none")
+            return _only(kept, jacobian)
+
         if pullback is not None:
-            if rule.reads_gram or of_parameters or unit_heads:
+            if of_parameters:
                 raise ValueError(
-                    f"pullback: expected a method of the losses that weighs heads too, got {name!r}"
+                    f"pullback: expected a method of the losses or the Gram matrix, got {name!r}"
                 )
-            given = _Gradients([], [], None, lambda weights, *_: pullback(weights))
+            if unit_heads and shared is not None:
+                raise ValueError(
+                    "pullback: weighs every leaf; expected head_weighting='task', or shared=None, for method"
+                    f" {name!r}"
+                )
+            given = _Gradients([], None, lambda weights, *_: pullback(weights))
         elif representation is not None:
             if of_parameters:
                 raise ValueError(f"representation: method {name!r} needs the gradients of the parameters")
             given = _in_representation(updates, *representation, tasks)
         else:
-            is_shared = _chosen_leaves("shared", shared, updates)
-            measures = _chosen_leaves("param_filter", param_filter, updates)
-            measured = [a and b for a, b in zip(is_shared, measures, strict=True)]
-            given = _in_parameters(updates, is_shared, measured)
+            given = _in_parameters(updates, _chosen_leaves("shared", shared, updates))
             if (rule.reads_gram or of_parameters) and not given.rows:
                 raise ValueError("shared: expected at least one shared leaf, got none")
-            if (rule.reads_gram or rule.reads_pair) and not given.measured:
-                raise ValueError("param_filter: expected at least one shared leaf, got none")
-            others = [_only(measured, jacobian) for jacobian in pair] if pair and rule.reads_pair else []
+            others = [measured(jacobian) for jacobian in pair] if pair and rule.reads_pair else []
+
+        def gram_matrix() -> Array:
+            if pullback is not None:
+                return gram(measured(jax.vmap(pullback)(jnp.eye(tasks, dtype=jnp.result_type(losses)))))
+            return gram(given.rows if representation is not None else measured(updates))
 
         def solve() -> Answer:
-            G = gram(given.measured) if rule.reads_gram else None
+            G = gram_matrix() if rule.reads_gram else None
             asked = Asked(tasks, G, losses, key, state.method, given.rows, others, given.representation)
             return rule.weigh(asked)
 
@@ -227,15 +242,17 @@ def multitask(
             weights = jnp.where(state.count == 0, weights, averaged.astype(weights.dtype))
         kept = state.weights if n_tasks is None else weights.astype(float)
         weights = _scaled(weights, scale)
-        trunk_weights = (
-            weights if rule.max_norm is None else clipped(weights, gram(given.rows), rule.max_norm)
-        )
+        trunk_weights = weights
+        if rule.max_norm is not None and pullback is None:
+            trunk_weights = clipped(weights, gram(given.rows), rule.max_norm)
         unit_weights = jnp.ones_like(weights) if answer.heads is None else answer.heads
         combined = given.combine(
             trunk_weights,
             given.rows if answer.rows is None else answer.rows,
             unit_weights if unit_heads else weights,
         )
+        if rule.max_norm is not None and pullback is not None:
+            combined, _ = optax.clip_by_global_norm(rule.max_norm).update(combined, optax.EmptyState())
         return combined, MultitaskState(state.count + 1, kept, answer.state)
 
     return aggregating.Aggregator(init, update)
@@ -281,18 +298,16 @@ class _Gradients(NamedTuple):
     """The shared gradients and what is made of them.
 
     rows: ``[T, ...]`` each.
-    measured: those of which the Gram matrix is taken.
     representation: where the gradients are in its space.
     combine: from weights of the rows, rows, and weights of the heads to the gradient.
     """
 
     rows: list[Array]
-    measured: list[Array]
     representation: Array | None
     combine: Callable[[Array, Any, Array], Any]
 
 
-def _in_parameters(updates: Any, is_shared: list[bool], measured: list[bool]) -> _Gradients:
+def _in_parameters(updates: Any, is_shared: list[bool]) -> _Gradients:
     def combined(weights: Array, rows: Any, head_weights: Array) -> Any:
         next_row = iter(rows)
         leaves, structure = jax.tree.flatten(updates)
@@ -302,7 +317,7 @@ def _in_parameters(updates: Any, is_shared: list[bool], measured: list[bool]) ->
         ]
         return jax.tree.unflatten(structure, parts)
 
-    return _Gradients(_only(is_shared, updates), _only(measured, updates), None, combined)
+    return _Gradients(_only(is_shared, updates), None, combined)
 
 
 def _in_representation(
@@ -322,7 +337,7 @@ def _in_representation(
             gradient = weights.reshape(-1, *(1,) * (rows.ndim - 1)) * rows
         return {**combine(head_weights, heads), "encoder": pullback(gradient)}
 
-    return _Gradients([grads], [grads], values, combined)
+    return _Gradients([grads], values, combined)
 
 
 def _scaled(weights: Array, scale: str) -> Array:

@@ -155,8 +155,8 @@ def make_step(
         after the other, the backward pass in the memory of one. ``"representation"``, for a `SplitLoss`:
         through the heads alone; ``tx`` gets the Jacobian ``{"heads": ...}`` and ``representation=(Z, dL/dZ
         [T, ...], pullback)``, and answers with the gradients of both parts. ``"weighted"``, for aggregators
-        that read the losses alone: ``tx`` gets {} and ``pullback=``, from weights ``[T]`` to the gradient
-        of the weighted losses, which costs one backward pass.
+        that read the losses alone, or reuse weights between solves: ``tx`` gets {} and ``pullback=``, from
+        weights ``[T]`` to the gradient of the weighted losses, which costs one backward pass.
       after_update: ``(opt_state, losses) -> opt_state`` with the losses of the same batch and key at the new
         parameters, which cost one more forward pass.
 

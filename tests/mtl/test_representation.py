@@ -187,6 +187,40 @@ def test_one_pullback_is_the_weighted_jacobian(method, scale):
         losses = losses * (1.0 + 0.1 * jnp.arange(TASKS))
 
 
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("nash", {}), pytest.param("pcgrad", {"scale": "mean"}, marks=pytest.mark.slow)],
+)
+def test_reused_weights_take_one_pullback(method, options):
+    """The same directions as from the Jacobian, which only the calls that solve form: the conditional's other
+    branch pulls nothing back."""
+    link = multitask(method, n_tasks=TASKS, update_every=2, **options)
+    losses, pullback = jax.vjp(lambda params: loss_fn(params, X), PARAMS)
+    _, jac = task_grads(loss_fn, PARAMS, X)
+
+    def weighed(state, key):
+        return link.update({}, state, PARAMS, losses=losses, key=key, pullback=lambda w: pullback(w)[0])
+
+    ours = theirs = link.init(PARAMS)
+    for number in range(3):
+        key = jax.random.key(number)
+        expected, theirs = link.update(jac, theirs, PARAMS, losses=losses, key=key)
+        found, ours = weighed(ours, key)
+        close(found, expected)
+        close(ours, theirs)
+    conditional = next(
+        equation
+        for equation in jax.make_jaxpr(weighed)(ours, jax.random.key(0)).eqns
+        if equation.primitive.name == "cond"
+    )
+    products = [
+        sum(equation.primitive.name == "dot_general" for equation in branch.eqns)
+        for branch in conditional.params["branches"]
+    ]
+    assert min(products) == 0
+    assert max(products) > 0
+
+
 # --- what the Gram matrix is taken of ----------------------------------------------------------------------
 
 LAYERS = {
@@ -260,8 +294,12 @@ def test_mistakes():
     link = multitask("mgda")
     with pytest.raises(ValueError, match=r"representation: expected gradients \(3, \*\(7, 6\)\)"):
         link.update(jac, link.init(PARAMS), PARAMS, representation=rep._replace(grads=rep.grads[:, :2]))
-    with pytest.raises(ValueError, match="pullback: expected a method of the losses that weighs heads too"):
-        link.update({}, link.init(PARAMS), PARAMS, losses=losses, pullback=lambda w: w)
+    parted = multitask("mgda", shared=lambda path: path.startswith("encoder"))
+    with pytest.raises(ValueError, match="pullback: weighs every leaf; expected head_weighting='task'"):
+        parted.update({}, parted.init(PARAMS), PARAMS, losses=losses, pullback=lambda w: w)
+    copying = multitask("moco", n_tasks=TASKS)
+    with pytest.raises(ValueError, match="pullback: expected a method of the losses or the Gram matrix"):
+        copying.update({}, copying.init(PARAMS), PARAMS, losses=losses, pullback=lambda w: w)
     with pytest.raises(ValueError, match="losses: expected those that pullback weighs"):
         link.update({}, link.init(PARAMS), PARAMS, pullback=lambda w: w)
     nothing = multitask("mgda", param_filter=lambda path: False)
