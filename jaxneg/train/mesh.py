@@ -73,8 +73,8 @@ def partition_specs(
 
     Args:
       tree: Parameters (arrays or ``ShapeDtypeStruct``s), or a train state with fields ``params`` and
-        ``opt_state``: an optimizer array whose path ends in a parameter's path takes that parameter's
-        spec (after a leading task axis if it has one); its other fields are replicated.
+        ``opt_state``: an array of its other fields whose path ends in a parameter's path takes that
+        parameter's spec (after a leading task axis if it has one).
       mesh: The mesh, whose axes the specs name.
       rules: ``(pattern, spec)`` pairs; the first pattern that ``re.search`` finds in a path decides.
       fsdp: Mesh axis for the arrays that no rule decides: their largest divisible axis is sharded over it.
@@ -121,9 +121,7 @@ def partition_specs(
                     return P(None, *by_path[suffix])
         return _fsdp_spec(leaf, mesh, fsdp, min_size)
 
-    replicated = jax.tree.map(lambda _: P(), tree)
-    opt_specs = jax.tree_util.tree_map_with_path(follow, tree.opt_state)
-    return replicated._replace(params=specs, opt_state=opt_specs)
+    return jax.tree_util.tree_map_with_path(follow, tree._replace(params=None))._replace(params=specs)
 
 
 def shardings(

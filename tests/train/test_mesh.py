@@ -1,5 +1,7 @@
 """Meshes, partition rules, and optimizer state that lies where its parameters lie."""
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -168,3 +170,20 @@ def test_the_longest_path_decides(mesh):
     mu = specs.opt_state[0].mu
     assert mu["inner"]["w"] == P("model")
     assert mu["w"] == P("data")
+
+
+class AveragedState(NamedTuple):
+    """A train state of another method, with a copy of the parameters."""
+
+    step: jax.Array
+    params: Any
+    teacher: Any
+    opt_state: Any
+
+
+def test_copies_of_the_parameters_follow_them(mesh):
+    state = AveragedState(jnp.zeros(()), PARAMS, PARAMS, optax.adam(1e-3).init(PARAMS))
+    specs = partition_specs(state, mesh, RULES)
+    assert specs.teacher == specs.params
+    assert specs.teacher["mlp"]["kernel"] == P("data", "model")
+    assert specs.step == P()
