@@ -177,7 +177,7 @@ def fit(
             bad = [name for name, value in values.items() if not np.isfinite(value).all()]
             if not bad:
                 return
-            name = next((name for name in ("loss", "losses") if name in bad), bad[0])  # all else follows it
+            name = next((name for name in ("losses", "loss") if name in bad), bad[0])  # all else follows it
             index = tuple(int(i) for i in np.argwhere(~np.isfinite(values[name]))[0])
             if checkpoints:
                 checkpoints.wait()
