@@ -1,8 +1,8 @@
 """Negatives in machine learning, in JAX: pure functions and optax transforms.
 
-Each field has a room of its own (``jaxneg.mtl``, ``jaxneg.unlearning``, ``jaxneg.retrieval``),
-``jaxneg.nn`` holds the models that the experiments need and ``jaxneg.train`` the engine. Rooms
-are imported when they are first used, so that ``import jaxneg`` costs nothing and touches no device.
+Each field has a room of its own (``jaxneg.diffusion``, ``jaxneg.mtl``, ...), ``jaxneg.nn`` holds the models
+that the experiments need and ``jaxneg.train`` the engine. Rooms are imported when they are first used, so
+that ``import jaxneg`` costs nothing and touches no device.
 """
 
 import importlib
@@ -10,9 +10,9 @@ from types import ModuleType
 
 __version__ = "0.1.0"
 
-_ROOMS = ("mtl", "nn", "retrieval", "train", "unlearning")
+_ROOMS = ("diffusion", "mtl", "nn", "retrieval", "train", "unlearning")
 
-__all__ = ["mtl", "nn", "retrieval", "train", "unlearning"]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = ["diffusion", "mtl", "nn", "retrieval", "train", "unlearning"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> ModuleType:
