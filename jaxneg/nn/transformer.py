@@ -12,11 +12,11 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from jaxneg.nn.batch_sharding import over_data, rows_like
 from jaxneg.nn.bridge import Model, bridge
 from jaxneg.nn.contraction import contract
 
@@ -255,7 +255,7 @@ class Transformer(nnx.Module):
         """The logits of the next token at each position."""
         table = self.embed.embedding[...]
         table = table.astype(self.config.dtype or table.dtype)
-        x = _over_data(table.at[tokens].get(out_sharding=_like(tokens)))
+        x = over_data(table.at[tokens].get(out_sharding=rows_like(tokens)))
         if self.config.positions == "learned":
             if tokens.shape[1] > self.config.max_length:
                 raise ValueError(
@@ -310,18 +310,3 @@ def transformer(config: TransformerConfig) -> Model:
 def _norm(config: TransformerConfig, rngs: nnx.Rngs) -> nnx.RMSNorm | nnx.LayerNorm:
     kind = nnx.RMSNorm if config.norm == "rms" else nnx.LayerNorm
     return kind(config.width, epsilon=1e-5, dtype=jnp.float32, rngs=rngs)
-
-
-def _like(tokens: Array) -> P | None:
-    """Under explicit axes the embedding of tokens is sharded as they are."""
-    sharding = jax.typeof(tokens).sharding
-    return P(*sharding.spec, None) if AxisType.Explicit in sharding.mesh.axis_types else None
-
-
-def _over_data(x: Array) -> Array:
-    """Under auto axes, keeps examples apart: left alone, XLA may follow the parameters' shards instead."""
-    mesh = jax.sharding.get_abstract_mesh()
-    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    if kinds.get("data") != AxisType.Auto or x.shape[0] % mesh.shape["data"]:
-        return x
-    return jax.lax.with_sharding_constraint(x, P("data", *[P.UNCONSTRAINED] * (x.ndim - 1)))
