@@ -47,6 +47,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("golden", files, ids=[file.stem for file in files], indirect=True)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _programs_go_with_their_module():
+    """Each compiled program holds memory maps, of which Linux lets a process have 65,530."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> dict[str, np.ndarray]:
     """The arrays of one golden file, by name."""

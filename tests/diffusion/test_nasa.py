@@ -136,7 +136,7 @@ def test_sharded_is_unsharded(explicit):
         ours = attention(*placed, 0.5)
     np.testing.assert_allclose(ours, attention(*inputs, 0.5), rtol=1e-5, atol=1e-6)
     if explicit:
-        assert ours.sharding.spec == P("data", None, "model")
+        assert tuple(ours.sharding.spec)[:3] == ("data", None, "model")
 
 
 @settings(max_examples=20, deadline=None)

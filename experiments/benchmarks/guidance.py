@@ -1,0 +1,488 @@
+"""Guidance away from negatives beside the arithmetic of the official PyTorch functions, on the same CPU.
+
+The peers are written again from what the official functions compute, operation for operation: the weighted
+perpendicular directions of stable-dreamfusion (Perp-Neg), ``negtome`` of the authors' SDXL and Flux pipelines
+(with the maximum over its own axis, "official", and over the paper's), and two calls of
+``scaled_dot_product_attention`` with a subtraction (NASA, which has no official code). Leave-one-out is not
+in the released code of NegToMe: there the peer is the same arithmetic with the other images as reference.
+Before anything is timed both sides compute the same numbers, or the benchmark stops.
+
+Memory is the peak of the resident set over one call, less the resident set before it, each in a process of
+its own (`experiments.isolated.peak_growth`).
+
+NegToMe's share of a sampling step is measured on transformer blocks of SDXL's and Flux's width and number of
+image tokens, with NegToMe in every block, beside its share of the blocks' floating-point operations.
+"""
+
+import importlib
+import math
+import time
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.bench import machine_peaks, paired_ratio, roofline_seconds
+from experiments.isolated import available_cores, in_a_process, peak_growth
+from jaxneg.diffusion import (
+    NegToMeConfig,
+    nasa_cross_attention,
+    negtome_batch,
+    negtome_hook,
+    perp_neg_guidance,
+)
+from jaxneg.nn.dit import attend, modulated
+
+SCALE, ALPHA, THRESHOLD, NASA_ALPHA = 7.5, 0.9, 0.65, 0.5
+PAIR_SECONDS = 10.0
+"""How long the pairs of one comparison may take in all, at three pairs at least."""
+
+
+class Stack(NamedTuple):
+    """Transformer blocks of a text-to-image model, and its share of steps with NegToMe."""
+
+    width: int
+    heads: int
+    tokens: int
+    images: int
+    blocks: int
+
+
+STACKS = {
+    "SDXL-like: 1280 wide, 1024 tokens": Stack(1280, 20, 1024, 4, 2),
+    "Flux-like: 3072 wide, 2304 tokens": Stack(3072, 24, 2304, 2, 1),
+}
+
+
+class Comparison(NamedTuple):
+    """Two programs on the same input.
+
+    Attributes:
+        inputs: makes the arrays, float32.
+        ours: a function of jax arrays.
+        peer: ``(torch, *tensors)``.
+        flops: floating-point operations of the products that cannot be left out.
+    """
+
+    inputs: Callable[[], list[np.ndarray]]
+    ours: Callable[..., Any]
+    peer: Callable[..., Any]
+    flops: float
+
+
+def run(repeats: int = 21) -> dict[str, Any]:
+    """Times every comparison on one core and on all.
+
+    Args:
+        repeats: pairs of samples for each comparison, fewer where a call takes long.
+
+    Returns:
+        ``settings``; ``one_core`` and ``all_cores`` by comparison: ``ratio_median`` is the peer's time over
+        ours, ``apart`` how far the two results are from each other, ``roofline_seconds`` the least time at
+        the measured peaks; ``memory`` by comparison, ``ours_bytes`` and ``peer_bytes``; ``sampling_step`` by
+        stack of blocks: ``share``, by how much NegToMe in every block makes a step longer, and
+        ``flops_share``, the same of floating-point operations, for steps in its window; ``paper_share`` is
+        that of the paper over all steps.
+
+    Raises:
+        ImportError: torch is not installed.
+        RuntimeError: two sides compute different numbers.
+    """
+    torch = _torch()
+    cores = available_cores()
+    return {
+        "settings": {
+            "torch": torch.__version__,
+            "dtype": "float32",
+            "cores": f"1, and {len(cores)} for all_cores and sampling_step",
+            "torch threads": "one for each core",
+            "pairs of samples": f"{repeats}, as many as {PAIR_SECONDS:g} s hold, at least 3",
+            "NegToMe": f"alpha {ALPHA}, threshold {THRESHOLD}, one group of 4 images",
+            "text tokens": "77 of each prompt",
+        },
+        "one_core": in_a_process(cores[:1], _times, tuple(COMPARISONS), repeats),
+        "all_cores": in_a_process(cores, _times, tuple(COMPARISONS), repeats) if len(cores) > 1 else {},
+        "memory": {
+            name: {
+                "ours_bytes": in_a_process(cores[:1], _our_memory, name),
+                "peer_bytes": in_a_process(cores[:1], _peer_memory, name),
+            }
+            for name in COMPARISONS
+        },
+        "sampling_step": in_a_process(cores, _sampling_steps, repeats),
+    }
+
+
+def perp_neg_inputs(shape: tuple[int, ...], negatives: int) -> list[np.ndarray]:
+    """Predictions without a prompt, with the prompt, with K negative ones, and weights ``[K, batch]``.
+
+    Args:
+        shape: of a prediction, the batch in front.
+        negatives: K.
+
+    Returns:
+        Four arrays.
+
+    Example:
+        >>> [x.shape for x in perp_neg_inputs((8, 4, 2, 2), 3)]
+        [(8, 4, 2, 2), (8, 4, 2, 2), (3, 8, 4, 2, 2), (3, 8)]
+    """
+    rng = np.random.default_rng(0)
+    shapes = (shape, shape, (negatives, *shape))
+    predictions = [rng.standard_normal(each, dtype=np.float32) for each in shapes]
+    return [*predictions, -rng.uniform(0.5, 2, (negatives, shape[0])).astype(np.float32)]
+
+
+def peer_perp_neg(torch: ModuleType, uncond: Any, pos: Any, neg: Any, weights: Any) -> Any:
+    """Stable-dreamfusion's aggregation of perpendicular directions, and the guidance around it."""
+    shape = (-1, *[1] * (pos.ndim - 1))
+    direction, total = pos - uncond, torch.zeros_like(pos)
+    for prediction, weight in zip(neg, weights, strict=True):
+        used = weight.abs() > 1e-4
+        if not used.any():
+            continue
+        x, y, floor = (prediction - uncond)[used], direction[used], torch.full_like(weight[used], 1e-6)
+        axes = tuple(range(1, x.ndim))
+        along = (x * y).sum(axes) / torch.maximum((y * y).sum(axes), floor)
+        total[used] += weight[used].reshape(shape) * (x - along.reshape(shape) * y)
+    return uncond + SCALE * (total + direction)
+
+
+def similar_images(images: int, tokens: int, width: int) -> list[np.ndarray]:
+    """Tokens of images that share some of what they show: some matches exceed the threshold, some do not.
+
+    Args:
+        images: B.
+        tokens: N.
+        width: D.
+
+    Returns:
+        One array ``[B, N, D]``.
+
+    Example:
+        >>> similar_images(4, 16, 8)[0].shape
+        (4, 16, 8)
+    """
+    rng = np.random.default_rng(1)
+    shared = rng.standard_normal((1, tokens, width), dtype=np.float32)
+    own = rng.standard_normal((images, tokens, width), dtype=np.float32)
+    return [shared + rng.uniform(0.3, 1.2, (1, tokens, 1)).astype(np.float32) * own]
+
+
+def peer_negtome(torch: ModuleType, h: Any, axis: int = -1) -> Any:
+    """The official merge with the first image of the batch, the maximum over a choice of axes."""
+    images, tokens, _ = h.shape
+    unit = torch.nn.functional.normalize(h, dim=-1)
+    cosines = torch.matmul(unit, unit[0:1].transpose(1, 2))
+    similarity, index = torch.max(cosines, dim=axis)
+    gate = similarity > THRESHOLD
+    repeated = h[0:1].repeat(images, 1, 1)
+    rows = torch.arange(images).unsqueeze(-1).expand(images, tokens)
+    matched = repeated[rows, index, :]
+    gate = gate.unsqueeze(-1).expand_as(matched)
+    return torch.where(gate, (1 + ALPHA) * h - ALPHA * matched, h)
+
+
+def peer_leave_one_out(torch: ModuleType, h: Any) -> Any:
+    """The same arithmetic with all other images as each image's reference."""
+    unit = torch.nn.functional.normalize(h, dim=-1)
+    pushed = []
+    for image in range(len(h)):
+        others = [other for other in range(len(h)) if other != image]
+        cosines = torch.matmul(unit[image], unit[others].flatten(0, 1).T)
+        similarity, index = torch.max(cosines, dim=-1)
+        matched = h[others].flatten(0, 1)[index]
+        gate = (similarity > THRESHOLD).unsqueeze(-1).expand_as(matched)
+        pushed.append(torch.where(gate, (1 + ALPHA) * h[image] - ALPHA * matched, h[image]))
+    return torch.stack(pushed)
+
+
+def attention_inputs(images: int, tokens: int, heads: int, size: int, text: int = 77) -> list[np.ndarray]:
+    """Queries, and keys and values of both prompts, ``[B, tokens, heads, size]``.
+
+    Args:
+        images: B.
+        tokens: of the image.
+        heads: attention heads.
+        size: of a head.
+        text: tokens of each prompt.
+
+    Returns:
+        Five arrays.
+
+    Example:
+        >>> [x.shape[1] for x in attention_inputs(2, 16, 2, 4, text=7)]
+        [16, 7, 7, 7, 7]
+    """
+    rng = np.random.default_rng(2)
+    lengths = (tokens, text, text, text, text)
+    return [rng.standard_normal((images, length, heads, size), dtype=np.float32) for length in lengths]
+
+
+def peer_nasa(torch: ModuleType, *inputs: Any) -> Any:
+    """Torch's own attention to each prompt, and the subtraction."""
+    attention = torch.nn.functional.scaled_dot_product_attention
+    q, k_pos, v_pos, k_neg, v_neg = (x.transpose(1, 2) for x in inputs)
+    return (attention(q, k_pos, v_pos) - NASA_ALPHA * attention(q, k_neg, v_neg)).transpose(1, 2)
+
+
+def perp_neg_comparison(shape: tuple[int, ...], negatives: int) -> Comparison:
+    """Perp-Neg of K negatives."""
+
+    def ours(uncond: jax.Array, pos: jax.Array, neg: jax.Array, weights: jax.Array) -> jax.Array:
+        return perp_neg_guidance(uncond, pos, neg, weights, SCALE)
+
+    return Comparison(lambda: perp_neg_inputs(shape, negatives), ours, peer_perp_neg, 0.0)
+
+
+def negtome_comparison(images: int, tokens: int, width: int, kind: str) -> Comparison:
+    """NegToMe: "first" with the paper's axis, "official" with the released code's, or "leave_one_out"."""
+    options: dict[str, Any] = {"alpha": ALPHA, "threshold": THRESHOLD}
+    product = 2.0 * tokens**2 * width
+    if kind == "leave_one_out":
+        flops = images * (images - 1) / 2 * product
+        return Comparison(
+            lambda: similar_images(images, tokens, width),
+            lambda h: negtome_batch(h, reference="leave_one_out", **options),
+            peer_leave_one_out,
+            flops,
+        )
+    official = kind == "official"
+    return Comparison(
+        lambda: similar_images(images, tokens, width),
+        lambda h: negtome_batch(h, match="official" if official else "paper", **options),
+        lambda torch, h: peer_negtome(torch, h, -2 if official else -1),
+        (images - 1) * product,
+    )
+
+
+def nasa_comparison(images: int, tokens: int, heads: int, size: int) -> Comparison:
+    """NASA's cross-attention."""
+
+    def ours(q: jax.Array, *prompts: jax.Array) -> jax.Array:
+        k_pos, v_pos, k_neg, v_neg = prompts
+        return nasa_cross_attention(q, k_pos, v_pos, k_neg, v_neg, NASA_ALPHA)
+
+    flops = 4.0 * images * tokens * heads * size * 2 * 77
+    return Comparison(lambda: attention_inputs(images, tokens, heads, size), ours, peer_nasa, flops)
+
+
+COMPARISONS = {
+    "perp_neg [8, 4, 64, 64], 2 negatives": perp_neg_comparison((8, 4, 64, 64), 2),
+    "perp_neg [8, 4, 64, 64], 3 negatives": perp_neg_comparison((8, 4, 64, 64), 3),
+    **{
+        f"negtome {kind} [4, {tokens}, 1280]": negtome_comparison(4, tokens, 1280, kind)
+        for tokens in (1024, 4096)
+        for kind in ("first", "official", "leave_one_out")
+    },
+    "nasa SDXL [2, 4096, 10 x 64]": nasa_comparison(2, 4096, 10, 64),
+    "nasa SDXL [2, 1024, 20 x 64]": nasa_comparison(2, 1024, 20, 64),
+    "nasa [4, 1024, 8 x 64]": nasa_comparison(4, 1024, 8, 64),
+}
+"""What is compared, by name."""
+
+
+def require_same(name: str, ours: np.ndarray, peer: np.ndarray) -> float:
+    """Refuses to go on where two results differ.
+
+    Args:
+        name: for the message.
+        ours: our result.
+        peer: the peer's.
+
+    Returns:
+        The largest difference over the largest number.
+
+    Raises:
+        RuntimeError: it is above 1e-4, or not finite.
+
+    Example:
+        >>> require_same("sum", np.ones(3), np.ones(3))
+        0.0
+    """
+    apart = float(np.max(np.abs(ours - peer)) / np.max(np.abs(peer)))
+    if not apart <= 1e-4:
+        raise RuntimeError(
+            f"{name}: the two sides are {apart:.1e} apart: they are not the same, and not timed"
+        )
+    return apart
+
+
+def _torch() -> ModuleType:
+    """Torch on the cores of this process; only this benchmark needs it."""
+    try:
+        torch = importlib.import_module("torch")
+    except ImportError as error:
+        raise ImportError(
+            f"the benchmark 'guidance' measures against PyTorch ({error}); pip install 'jaxneg[bench]'"
+        ) from error
+    torch.set_num_threads(len(available_cores()))
+    return torch
+
+
+def _times(names: tuple[str, ...], repeats: int) -> dict[str, dict[str, float]]:
+    torch, peaks, measured = _torch(), machine_peaks(), {}
+    for name in names:
+        comparison = COMPARISONS[name]
+        arrays = comparison.inputs()
+        given = [jnp.asarray(array) for array in arrays]
+        tensors = [torch.from_numpy(array) for array in arrays]
+        compiled = jax.jit(comparison.ours).lower(*given).compile()
+
+        def ours(compiled: Any = compiled, given: list[jax.Array] = given) -> Any:
+            return compiled(*given)
+
+        def peer(comparison: Comparison = comparison, tensors: list[Any] = tensors) -> Any:
+            with torch.inference_mode():
+                return comparison.peer(torch, *tensors)
+
+        apart = require_same(name, np.asarray(ours()), peer().numpy())
+        pairs = _pairs(repeats, ours, peer)
+        timing = paired_ratio(ours, peer, pairs)
+        moved = sum(array.nbytes for array in arrays) + np.asarray(ours()).nbytes
+        measured[name] = {
+            **timing,
+            "pairs": pairs,
+            "apart": apart,
+            "roofline_seconds": roofline_seconds(comparison.flops, moved, peaks),
+        }
+    return measured
+
+
+def _pairs(repeats: int, *programs: Callable[[], Any]) -> int:
+    """How many pairs of samples of warm programs ``PAIR_SECONDS`` hold, at least 3."""
+    began = time.perf_counter()
+    jax.block_until_ready([program() for program in programs])
+    return min(repeats, max(3, math.floor(PAIR_SECONDS / (time.perf_counter() - began))))
+
+
+def _our_memory(name: str) -> int | None:
+    comparison = COMPARISONS[name]
+    given = [jnp.asarray(array) for array in comparison.inputs()]
+    compiled = jax.jit(comparison.ours).lower(*given).compile()
+    return _growth(lambda: jax.block_until_ready(compiled(*given)))
+
+
+def _peer_memory(name: str) -> int | None:
+    torch, comparison = _torch(), COMPARISONS[name]
+    tensors = [torch.from_numpy(array) for array in comparison.inputs()]
+
+    def program() -> Any:
+        with torch.inference_mode():
+            return comparison.peer(torch, *tensors)
+
+    return _growth(program)
+
+
+def _growth(program: Callable[[], Any]) -> int | None:
+    """Of a program that has run before, so that what is made once is there."""
+    program()
+    return peak_growth(program)
+
+
+def stack_params(stack: Stack) -> list[dict[str, jax.Array]]:
+    """Weights of the blocks, and the shifts, scales and gates that a DiT makes of the timestep.
+
+    Args:
+        stack: the sizes.
+
+    Returns:
+        A dictionary for each block.
+
+    Example:
+        >>> [sorted(block) for block in stack_params(Stack(8, 2, 4, 1, 1))]
+        [['down', 'modulation', 'out', 'qkv', 'up']]
+    """
+    width = stack.width
+    shapes = {
+        "qkv": (width, 3 * width),
+        "out": (width, width),
+        "up": (width, 4 * width),
+        "down": (4 * width, width),
+    }
+    blocks = []
+    for key in jax.random.split(jax.random.key(0), stack.blocks):
+        keys = jax.random.split(key, len(shapes))
+        block = {
+            name: jax.random.normal(k, shape) / shape[0] ** 0.5
+            for k, (name, shape) in zip(keys, shapes.items(), strict=True)
+        }
+        blocks.append({**block, "modulation": 0.1 * jax.random.normal(key, (6, stack.images, 1, width))})
+    return blocks
+
+
+def run_stack(
+    stack: Stack, blocks: list[dict[str, jax.Array]], x: jax.Array, t: jax.Array, config: NegToMeConfig | None
+) -> jax.Array:
+    """The blocks of a step, with NegToMe before each attention's out-projection, as in Flux.
+
+    Args:
+        stack: the sizes.
+        blocks: of `stack_params`.
+        x: tokens ``[images, tokens, width]``.
+        t: the timestep.
+        config: of NegToMe; None: without.
+
+    Returns:
+        Tokens.
+
+    Example:
+        >>> stack = Stack(8, 2, 4, 1, 1)
+        >>> run_stack(stack, stack_params(stack), jnp.ones((1, 4, 8)), jnp.array(950.0), None).shape
+        (1, 4, 8)
+    """
+    hook = (lambda h: h) if config is None else negtome_hook(config, t)
+    for block in blocks:
+        m = block["modulation"]
+        q, k, v = jnp.split(modulated(x, m[0], m[1]) @ block["qkv"], 3, axis=-1)
+        heads = (*x.shape[:2], stack.heads, -1)
+        mixed = attend(q.reshape(heads), k.reshape(heads), v.reshape(heads)).reshape(x.shape)
+        x = x + m[2] * (hook(mixed) @ block["out"])
+        x = x + m[5] * (jax.nn.gelu(modulated(x, m[3], m[4]) @ block["up"]) @ block["down"])
+    return x
+
+
+def _sampling_steps(repeats: int) -> dict[str, dict[str, float]]:
+    return {name: sampling_step(stack, repeats) for name, stack in STACKS.items()}
+
+
+def sampling_step(stack: Stack, repeats: int) -> dict[str, float]:
+    """How much longer a step takes with NegToMe in every block, and outside of its window of timesteps.
+
+    Args:
+        stack: the sizes.
+        repeats: pairs of samples, fewer where a call takes long.
+
+    Returns:
+        ``without_seconds``, ``with_seconds``, ``share`` (with / without - 1) and its interval,
+        ``outside_share``, ``flops_share``, and ``paper_share``, over all steps.
+    """
+    blocks = stack_params(stack)
+    x = jnp.asarray(similar_images(stack.images, stack.tokens, stack.width)[0])
+    inside, outside = jnp.array(950.0), jnp.array(500.0)
+
+    def compiled(config: NegToMeConfig | None) -> Callable[[jax.Array], Any]:
+        step = jax.jit(lambda blocks, x, t: run_stack(stack, blocks, x, t, config))
+        return lambda t: step(blocks, x, t)
+
+    plain, pushed = compiled(None), compiled(NegToMeConfig.flux())
+    jax.block_until_ready([plain(inside), pushed(inside)])
+    pairs = _pairs(repeats, lambda: plain(inside), lambda: pushed(inside))
+    timing = paired_ratio(lambda: plain(inside), lambda: pushed(inside), pairs)
+    idle = paired_ratio(lambda: plain(outside), lambda: pushed(outside), pairs)
+    N, D = stack.tokens, stack.width
+    of_block = stack.images * (24 * N * D**2 + 4 * N**2 * D)
+    return {
+        "without_seconds": timing["ours_seconds"],
+        "with_seconds": timing["peer_seconds"],
+        "share": timing["ratio_median"] - 1,
+        "share_low": timing["ratio_low"] - 1,
+        "share_high": timing["ratio_high"] - 1,
+        "outside_share": idle["ratio_median"] - 1,
+        "flops_share": (stack.images - 1) * 2 * N**2 * D / of_block,
+        "paper_share": 0.5 / 13.2,
+        "pairs": pairs,
+    }

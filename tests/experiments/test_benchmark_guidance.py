@@ -1,0 +1,94 @@
+"""The benchmark of guidance: what it refuses, the blocks that it times, and one round beside the peers."""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.benchmarks import guidance
+from jaxneg.diffusion import NegToMeConfig, negtome_batch
+
+TINY = guidance.Stack(width=8, heads=2, tokens=6, images=3, blocks=2)
+
+
+def small_comparisons():
+    """Every kind of comparison at sizes of a test."""
+    return {
+        "perp_neg": guidance.perp_neg_comparison((3, 2, 4, 4), 2),
+        **{
+            kind: guidance.negtome_comparison(3, 12, 8, kind)
+            for kind in ("first", "official", "leave_one_out")
+        },
+        "nasa": guidance.nasa_comparison(2, 10, 2, 4),
+    }
+
+
+def test_absent_peers_are_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ImportError, match=r"measures against PyTorch .* pip install 'jaxneg\[bench\]'"):
+        guidance.run()
+
+
+def test_different_results_are_refused():
+    same = np.array([3.0, -4.0])
+    assert guidance.require_same("nasa", same, same) == 0
+    with pytest.raises(RuntimeError, match=r"nasa: the two sides are 2\.5e-02 apart: they are not the same"):
+        guidance.require_same("nasa", same + 0.1, same)
+    with pytest.raises(RuntimeError, match=r"nasa: the two sides are nan apart"):
+        guidance.require_same("nasa", same * np.nan, same)
+
+
+def test_what_is_compared():
+    assert {name.split()[0] for name in guidance.COMPARISONS} == {"perp_neg", "negtome", "nasa"}
+    h = guidance.similar_images(4, 64, 32)[0]
+    pushed = np.any(np.asarray(negtome_batch(h, alpha=0.9, threshold=guidance.THRESHOLD)) != h, axis=-1)
+    assert 0.2 < pushed[1:].mean() < 0.8
+    comparison = guidance.negtome_comparison(4, 64, 32, "leave_one_out")
+    assert comparison.flops == 6 * 2 * 64**2 * 32
+
+
+def test_the_blocks_have_the_hook_before_the_projection():
+    blocks, x = guidance.stack_params(TINY), jnp.asarray(guidance.similar_images(3, 6, 8)[0])
+
+    @jax.jit
+    def both(t):
+        config = NegToMeConfig(threshold=0.2)
+        return [guidance.run_stack(TINY, blocks, x, t, each) for each in (None, config)]
+
+    plain, pushed = both(950.0)
+    assert plain.shape == x.shape
+    np.testing.assert_allclose(pushed[0], plain[0], rtol=1e-5, atol=1e-5)  # the reference of the others
+    assert np.abs(pushed - plain)[1:].max() > 1e-2
+    outside = both(500.0)
+    np.testing.assert_allclose(*outside, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_step_is_timed():
+    row = guidance.sampling_step(TINY, 2)
+    N, D = TINY.tokens, TINY.width
+    assert row["flops_share"] == pytest.approx(2 / 3 * 2 * N**2 * D / (24 * N * D**2 + 4 * N**2 * D))
+    assert row["with_seconds"] > 0
+    assert row["share_low"] <= row["share"] <= row["share_high"]
+
+
+@pytest.mark.slow
+def test_one_round_beside_the_peers(monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.setattr(guidance, "COMPARISONS", small_comparisons())
+    monkeypatch.setattr(guidance, "machine_peaks", lambda: {
+        "matmul_flops_per_second": 1e11, "copy_bytes_per_second": 1e10
+    })  # fmt: skip
+    measured = guidance._times(tuple(guidance.COMPARISONS), 3)
+    assert set(measured) == set(guidance.COMPARISONS)
+    for row in measured.values():
+        assert row["apart"] < 1e-4
+        assert row["pairs"] == 3
+        assert row["ratio_low"] <= row["ratio_median"] <= row["ratio_high"]
+    for name in guidance.COMPARISONS:
+        grown = guidance._our_memory(name), guidance._peer_memory(name)
+        if None in grown:
+            pytest.skip("this system keeps no account of the peak")
+        assert all(0 <= each < 50e6 for each in grown)
