@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.core import Tracer
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, ArrayLike, Float, Int
@@ -41,6 +42,16 @@ def at_least_float32(name: str, value: ArrayLike) -> Float[Array, "..."]:
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(f"{name}: expected a floating dtype, got {array.dtype}")
     return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+
+
+def wide(values: Array) -> Array:
+    """The array in float32 or wider."""
+    return values.astype(jnp.promote_types(values.dtype, jnp.float32))
+
+
+def wide_norm(tree: Any) -> Float[Array, ""]:
+    """The norm of all arrays together, summed in float32 or wider."""
+    return optax.tree.norm(jax.tree.map(wide, tree))
 
 
 def same_shape(name: str, array: Array, other: str, like: Array) -> None:
@@ -141,6 +152,12 @@ def explicit_sharding(like: Array, axes: int | None = None) -> NamedSharding | N
     if AxisType.Explicit not in sharding.mesh.axis_types:
         return None
     return NamedSharding(sharding.mesh, PartitionSpec(*tuple(sharding.spec)[:axes]))
+
+
+def beside(values: Array, x: Array) -> Array:
+    """Values with the examples of x on their leading axis, under explicit axes on the devices of these."""
+    sharding = explicit_sharding(x, 1)
+    return values if sharding is None else jax.reshard(values, sharding)
 
 
 def at_timesteps(table: Any, t: Int[Array, " batch"], dtype: Any) -> Float[Array, " batch"]:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxneg.diffusion.arguments import check_range
+from jaxneg.diffusion.arguments import check_range, wide
 
 
 def offset(tuned: Any, base: Any) -> Any:
@@ -42,7 +42,7 @@ def offset(tuned: Any, base: Any) -> Any:
     _require_fits("tuned", after, before)
     if missing := [path for path in before if path not in after]:
         raise ValueError(f"tuned: {_name(missing[0])!r} is missing")
-    differences = [_wide(after[path]) - _wide(leaf) for path, leaf in before.items()]
+    differences = [wide(after[path]) - wide(leaf) for path, leaf in before.items()]
     return jax.tree.unflatten(jax.tree.structure(base), differences)
 
 
@@ -84,10 +84,10 @@ def merge_weights(
     _require_fits("negative_offset", delta, theta)
 
     def merged(path: tuple[Any, ...], leaf: Array) -> Array:
-        total = _wide(leaf)
+        total = wide(leaf)
         for share, added in ((alpha, eta), (beta, delta)):
             if path in added:
-                total = total + share * _wide(added[path])
+                total = total + share * wide(added[path])
         return total.astype(leaf.dtype)
 
     return jax.tree.unflatten(jax.tree.structure(base), [merged(*named) for named in theta.items()])
@@ -113,7 +113,3 @@ def _require_fits(argument: str, leaves: dict[tuple[Any, ...], Array], base: dic
 
 def _name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def _wide(leaf: Array) -> Array:
-    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))

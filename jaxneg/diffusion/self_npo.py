@@ -27,12 +27,14 @@ from jaxneg.diffusion.arguments import (
     alpha_bar,
     at_least_float32,
     at_timesteps,
+    beside,
     check_positive,
     check_range,
     checked_output,
-    explicit_sharding,
     one_of,
     same_shape,
+    wide,
+    wide_norm,
 )
 from jaxneg.diffusion.conditions import drop_condition, null_like
 from jaxneg.diffusion.guidance import guide
@@ -348,7 +350,7 @@ def self_npo_loss(
     levels, examples = len(table), x.shape[:1]
     grid = ddim_grid(table, grid_steps)
     index_key, start_key, time_key, noise_key, null_key = jax.random.split(key, 5)
-    index = _beside(jax.random.randint(index_key, examples, 0, grid_steps), x)
+    index = beside(jax.random.randint(index_key, examples, 0, grid_steps), x)
     noise = jnp.zeros_like(x) + jax.random.normal(start_key, x.shape, x.dtype)
 
     def frozen(x: Array, t: Array, cond: Any) -> Array:
@@ -395,7 +397,7 @@ def init_self_npo(params: Any, tx: optax.GradientTransformation, key: PRNGKeyArr
         0
     """
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), params)
-    teacher = jax.tree.map(lambda leaf: jnp.copy(_wide(leaf)), params)
+    teacher = jax.tree.map(lambda leaf: jnp.copy(wide(leaf)), params)
     return SelfNPOState(jnp.zeros((), jnp.int32), params, teacher, tx.init(params), key)
 
 
@@ -448,8 +450,8 @@ def self_npo_step(
         loss, grads = jax.value_and_grad(mean_loss)(state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        average = optax.incremental_update(jax.tree.map(_wide, params), state.teacher, 1 - ema)
-        metrics = {"loss": loss, "grad_norm": _norm(grads), "update_norm": _norm(updates)}
+        average = optax.incremental_update(jax.tree.map(wide, params), state.teacher, 1 - ema)
+        metrics = {"loss": loss, "grad_norm": wide_norm(grads), "update_norm": wide_norm(updates)}
         return SelfNPOState(state.step + 1, params, average, opt_state, state.key), metrics
 
     return step
@@ -513,17 +515,3 @@ def _level(
     """Alpha and sigma at some entries of a table of alpha-bar."""
     table: Any = alphas_cumprod
     return at_timesteps(table**0.5, index, dtype), at_timesteps((1 - table) ** 0.5, index, dtype)
-
-
-def _beside(values: Int[Array, " batch"], x: Array) -> Int[Array, " batch"]:
-    """One value for each example, under explicit axes on the devices of the examples."""
-    sharding = explicit_sharding(x, 1)
-    return values if sharding is None else jax.reshard(values, sharding)
-
-
-def _wide(values: Array) -> Array:
-    return values.astype(jnp.promote_types(values.dtype, jnp.float32))
-
-
-def _norm(tree: Any) -> Float[Array, ""]:
-    return optax.tree.norm(jax.tree.map(_wide, tree))

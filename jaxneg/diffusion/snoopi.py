@@ -23,19 +23,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import AxisType
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxneg.diffusion.arguments import (
     alpha_bar,
     at_least_float32,
     at_timesteps,
+    beside,
     check_positive,
     check_range,
     one_of,
     over_trailing,
     same_shape,
+    wide_norm,
 )
 from jaxneg.diffusion.conditions import null_like
 from jaxneg.diffusion.lora import lora_apply, lora_init
@@ -547,8 +547,8 @@ def make_pgsb_step(
     def noised(x: Array, key: PRNGKeyArray, low: int, high: int) -> tuple[Array, Array, Array, Array]:
         """x_t, t, the noise, and alpha-bar."""
         t_key, noise_key = jax.random.split(key)
-        t = _beside(jax.random.randint(t_key, x.shape[:1], low, high), x)
-        noise = _beside(jax.random.normal(noise_key, x.shape, x.dtype), x)
+        t = beside(jax.random.randint(t_key, x.shape[:1], low, high), x)
+        noise = beside(jax.random.normal(noise_key, x.shape, x.dtype), x)
         abar = at_timesteps(table, t, x.dtype)
         # From the tables of the roots: 1 - abar loses digits in float32 near t = 0.
         alpha, sigma = (at_timesteps(root, t, x.dtype) for root in (table**0.5, (1 - table) ** 0.5))
@@ -569,7 +569,7 @@ def make_pgsb_step(
             drawn = sample_kappa(
                 keys[1], x.shape[:1] if cfg.kappa_per == "sample" else (), cfg.kappa_min, cfg.kappa_max
             )
-            kappa = _beside(drawn, x) if drawn.ndim else drawn
+            kappa = beside(drawn, x) if drawn.ndim else drawn
         of_teacher = cfg.kappa if cfg.kappa_mode == "random_lora" else kappa
         fake = called(adapted, cond)
         if cfg.kappa_mode == "random_teacher":  # kappa = 1 has no use for the branch without prompts
@@ -590,8 +590,8 @@ def make_pgsb_step(
         z_key, alpha_key, lora_key, *score_keys = jax.random.split(
             jax.random.fold_in(state.key, state.step), 5
         )
-        z = _beside(jax.random.normal(z_key, (rows.shape[0], *cfg.shape)), rows)
-        last = _beside(jnp.full(rows.shape[0], T - 1, jnp.int32), rows)
+        z = beside(jax.random.normal(z_key, (rows.shape[0], *cfg.shape)), rows)
+        last = beside(jnp.full(rows.shape[0], T - 1, jnp.int32), rows)
         nasa = {"neg_cond": batch["neg_cond"], "alpha": jax.random.uniform(alpha_key)} if cfg.nasa_t else {}
         params = state.params
 
@@ -628,7 +628,7 @@ def make_pgsb_step(
 
             loss, grads = jax.value_and_grad(lora_loss)(lora)
             lora, opt_state, _ = _updated(lora_tx, "lora", grads, opt_state, lora)
-            return (lora, opt_state), (loss, _norm(grads))
+            return (lora, opt_state), (loss, wide_norm(grads))
 
         (lora, lora_state), (lora_losses, lora_norms) = jax.lax.scan(
             lora_step, (params["lora"], state.opt_state["lora"]), jax.random.split(lora_key, cfg.ttur)
@@ -637,7 +637,7 @@ def make_pgsb_step(
             "loss": loss,
             **aux,
             "lora_loss": lora_losses.mean(),
-            "grad_norm": _norm(grads),
+            "grad_norm": wide_norm(grads),
             "lora_grad_norm": lora_norms.mean(),
             "update_norm": update_norm,
         }
@@ -654,7 +654,7 @@ def _updated(
     """Parameters and optimizer state after an update, and its norm."""
     # Under their name, so that the optimizer's arrays have paths that end in those of their parameters.
     updates, opt_state = tx.update({name: grads}, opt_state, {name: params})
-    return optax.apply_updates({name: params}, updates)[name], opt_state, _norm(updates)  # pyright: ignore
+    return optax.apply_updates({name: params}, updates)[name], opt_state, wide_norm(updates)  # pyright: ignore
 
 
 def _checked_output(output: Array, x: Array, name: str) -> Array:
@@ -665,17 +665,5 @@ def _checked_output(output: Array, x: Array, name: str) -> Array:
     return at_least_float32(name, output)
 
 
-def _beside(values: Array, x: Array) -> Array:
-    """Rows of the batch, under explicit axes on the devices of those of x."""
-    sharding = jax.typeof(x).sharding
-    if AxisType.Explicit in sharding.mesh.axis_types:
-        return jax.reshard(values, P(sharding.spec[0]))
-    return values
-
-
 def _per_example(values: Array) -> Float[Array, " batch"]:
     return values.mean(axis=tuple(range(1, values.ndim)))
-
-
-def _norm(tree: Any) -> Float[Array, ""]:
-    return optax.tree.norm(jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree))
