@@ -58,7 +58,7 @@ from experiments.ant.training import (
     Sizes,
     train,
 )
-from experiments.mtl_reweighting.parallel import in_parallel
+from experiments.parallel import in_parallel
 from experiments.run_dir import Outcome, RunDir, Table
 from jaxneg.diffusion import negative_transfer_gap, timestep_intervals
 
@@ -469,7 +469,8 @@ def _latents(config: Config, run_dir: RunDir) -> tuple[list[Table], list[str]]:
     """The paper's own data, of which no claim speaks: no verdict hangs on who has them."""
     if not config.latent_methods:
         return [], []
-    from experiments.ant.latents import FOLDER, latent_table, train_latents
+    from experiments.ant.latents import latent_table, train_latents
+    from experiments.imagenet_dit import FOLDER
 
     folder = config.data_dir / FOLDER
     if not folder.is_dir():

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from experiments.ant.training import SCHEDULE, TIMESTEPS, Method, train_step
+from experiments.imagenet_dit import MODEL_AXIS, MODELS, Size
 from experiments.images import Example, LatentArrays
 from experiments.run_dir import RunDir, Table
 from experiments.vision.batches import read_ahead, training_batches
@@ -31,15 +32,10 @@ from jaxneg.diffusion import (
     timestep_intervals,
 )
 from jaxneg.nn import Model
-from jaxneg.nn.dit import DIT_B_2, DIT_L_2, DIT_RULES, DIT_S_2, DIT_XL_2, DiTConfig, dit
+from jaxneg.nn.dit import DIT_RULES, DiTConfig, dit
 from jaxneg.train import Target, TrainState, fit, init_state, make_mesh, process_shard, shard_step
 
-Size = Literal["S", "B", "L", "XL"]
-MODELS: dict[Size, DiTConfig] = {"S": DIT_S_2, "B": DIT_B_2, "L": DIT_L_2, "XL": DIT_XL_2}
-MODEL_AXIS: dict[Size, int] = {"S": 2, "B": 1, "L": 1, "XL": 2}
-"""Chips of a pod over which a layer is split: 256 divides the widths of B and L, and 128 all of them."""
 LEARNING_RATE, EMA_DECAY, LABEL_DROPOUT = 1e-4, 0.9999, 0.1
-FOLDER = "imagenet_latents"
 GUIDANCE, SAMPLING_STEPS = 1.5, 250
 HELD_OUT = 5000
 """Latents at the end that losses are measured on, or a tenth where there are few; none is trained on."""

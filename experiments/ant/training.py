@@ -18,7 +18,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
-from experiments.mtl_reweighting.parallel import over_seeds
+from experiments.parallel import over_seeds
 from jaxneg.diffusion import (
     NoiseSchedule,
     cosine_schedule,

@@ -22,8 +22,8 @@ from experiments.claims import AtLeast, AtMost, Claim, Within
 from experiments.mtl_reweighting import conflict, gradnorm_toy, solver_accuracy, tables, toy
 from experiments.mtl_reweighting.delta import increases
 from experiments.mtl_reweighting.methods import EPOCH, WATCHED
-from experiments.mtl_reweighting.parallel import in_parallel
 from experiments.mtl_reweighting.pod import nash_step_target
+from experiments.parallel import in_parallel
 from experiments.run_dir import Outcome, RunDir, Table
 from jaxneg.train import Target
 

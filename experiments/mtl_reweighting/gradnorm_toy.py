@@ -37,7 +37,7 @@ from experiments.mtl_reweighting.network import (
     single_task_networks,
     squared_errors,
 )
-from experiments.mtl_reweighting.parallel import over_seeds
+from experiments.parallel import over_seeds
 from experiments.run_dir import RunDir, Table
 from jaxneg.mtl import ConflictStatistics
 from jaxneg.train import TrainState, init_state, make_step

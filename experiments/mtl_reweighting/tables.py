@@ -38,8 +38,8 @@ from experiments.mtl_reweighting.network import (
     predict,
     single_task_networks,
 )
-from experiments.mtl_reweighting.parallel import in_parallel, over_seeds
 from experiments.npz import load_npz
+from experiments.parallel import in_parallel, over_seeds
 from experiments.run_dir import RunDir
 from experiments.run_dir import Table as ResultTable
 from jaxneg.mtl import ConflictStatistics

@@ -28,7 +28,7 @@ from matplotlib.lines import Line2D
 
 from experiments.mtl_reweighting.float64 import float64_on_cpu
 from experiments.mtl_reweighting.methods import weighted_step
-from experiments.mtl_reweighting.parallel import in_parallel
+from experiments.parallel import in_parallel
 from experiments.run_dir import RunDir, Table
 from jaxneg.train import init_state
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.mtl_reweighting.parallel import in_parallel
+from experiments.parallel import in_parallel
 from experiments.rep_mtl import office_caltech, overlapping_digits
 from experiments.rep_mtl.claims import CLAIMS, CSA, FULL, SAFE, TSR, WITH_CSA, WITHOUT_CSA, late, measurements
 from experiments.rep_mtl.comparison import EW, STL, Results, accuracy_table

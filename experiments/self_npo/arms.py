@@ -16,7 +16,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, PRNGKeyArray
 
-from experiments.mtl_reweighting.parallel import in_parallel, over_seeds
+from experiments.parallel import in_parallel, over_seeds
 from experiments.run_dir import RunDir
 from experiments.self_npo.fine_tuning import Pairs, Preference, SelfNPO, fine_tune, prefer, ranked_pairs
 from experiments.self_npo.network import (

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
+from experiments.imagenet_dit import FOLDER, MODEL_AXIS, MODELS, Size
 from experiments.images import LatentArrays
 from experiments.run_dir import RunDir
 from experiments.vision.batches import read_ahead, training_batches
@@ -32,17 +33,13 @@ from jaxneg.diffusion import (
     sampling_timesteps,
     self_npo_step,
 )
-from jaxneg.nn.dit import DIT_B_2, DIT_L_2, DIT_RULES, DIT_S_2, DIT_XL_2, DiTConfig, dit
+from jaxneg.nn.dit import DIT_RULES, DiTConfig, dit
 from jaxneg.train import Target, fit, make_mesh, process_shard, shard_step
 
-Size = Literal["S", "B", "L", "XL"]
-MODELS: dict[Size, DiTConfig] = {"S": DIT_S_2, "B": DIT_B_2, "L": DIT_L_2, "XL": DIT_XL_2}
-MODEL_AXIS: dict[Size, int] = {"S": 2, "B": 1, "L": 1, "XL": 2}
-"""Chips over which a layer is split: 256 divides the widths of B and L, and 128 all of them."""
 GUIDANCE, LEARNING_RATE, WEIGHT_DECAY, CLIP = -1.0, 1e-6, 1e-3, 1.0
 ALPHAS_CUMPROD = linear_schedule(1000).alphas_cumprod
-LATENTS, WEIGHTS = "imagenet_latents", "dit.safetensors"
-"""What is looked for in the folder of the data."""
+WEIGHTS = "dit.safetensors"
+"""What is looked for in the folder of the data beside the latents."""
 SAMPLED_GUIDANCE, SAMPLING_STEPS = 0.5, 25
 CHECKPOINT_EVERY, THREADS = 250, 8
 
@@ -82,7 +79,7 @@ def missing(data_dir: Path) -> list[Path]:
     Returns:
         Paths.
     """
-    return [path for path in (data_dir / LATENTS, data_dir / WEIGHTS) if not path.exists()]
+    return [path for path in (data_dir / FOLDER, data_dir / WEIGHTS) if not path.exists()]
 
 
 def fine_tune_latents(
@@ -109,7 +106,7 @@ def fine_tune_latents(
         from safetensors.numpy import save_file
 
         config = MODELS[size] if isinstance(size, str) else size
-        source = LatentArrays(data_dir / LATENTS, _shape(config), config.classes or 1)
+        source = LatentArrays(data_dir / FOLDER, _shape(config), config.classes or 1)
         base = _load(data_dir / WEIGHTS, config)
         folder = run_dir.path / "latents"
         folder.mkdir(exist_ok=True)

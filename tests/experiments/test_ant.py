@@ -15,7 +15,7 @@ from experiments.ant.affinity import affinities, boundaries, by_bin, by_distance
 from experiments.ant.claims import CLUSTERINGS, Found, measurements
 from experiments.ant.cost import step_times
 from experiments.ant.figures import draw_gaps, draw_quality
-from experiments.ant.latents import FOLDER, latent_table, train_latents
+from experiments.ant.latents import latent_table, train_latents
 from experiments.ant.quality import Judge, Quality
 from experiments.ant.tables import (
     affinity_table,
@@ -46,6 +46,7 @@ from experiments.ant.training import (
     train,
     unflat,
 )
+from experiments.imagenet_dit import FOLDER
 from experiments.run_dir import RunDir
 from experiments.runner import run_experiment
 from jaxneg.diffusion import ema_params

@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 
 from experiments import self_npo
+from experiments.imagenet_dit import FOLDER
 from experiments.run_dir import RunDir
 from experiments.runner import run_experiment
 from experiments.self_npo import CLAIMS, PRESETS, Config, arms, claims, cost, digits, mixture, pod, tables
@@ -319,10 +320,10 @@ def test_the_step_for_the_pod():
 def data_dir(tmp_path):
     """A tiny DiT whose output is not zero, and latents."""
     folder = tmp_path / "data"
-    (folder / pod.LATENTS).mkdir(parents=True)
+    (folder / FOLDER).mkdir(parents=True)
     rng = np.random.default_rng(0)
-    np.save(folder / pod.LATENTS / "latents.npy", rng.normal(size=(24, 4, 4, 2)).astype(np.float32))
-    np.save(folder / pod.LATENTS / "labels.npy", np.arange(24) % 3)
+    np.save(folder / FOLDER / "latents.npy", rng.normal(size=(24, 4, 4, 2)).astype(np.float32))
+    np.save(folder / FOLDER / "labels.npy", np.arange(24) % 3)
     leaves: Any = flatten_dict(jax.eval_shape(dit(TINY).init, jax.random.key(0)), sep="/")
     arrays = {name: 0.1 * rng.normal(size=leaf.shape).astype(np.float32) for name, leaf in leaves.items()}
     save_file(arrays, folder / pod.WEIGHTS)
