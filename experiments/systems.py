@@ -45,7 +45,7 @@ SYSTEMS: tuple[System, ...] = (
         "jaxneg.mtl",
         ("mtl_reweighting", "rep_mtl"),
     ),
-    System("NPO", "arXiv:2404.05868", "unlearning", "jaxneg.unlearning", ("npo",)),
+    System("NPO", "arXiv:2404.05868", "unlearning", "jaxneg.unlearning", ("npo", "tofu")),
     System("ECI", "arXiv:2603.20990", "retrieval", "jaxneg.retrieval", ("eci",)),
     System("CET", "arXiv:2209.05072", "retrieval", "jaxneg.retrieval", ("cet",)),
     System("LEMON", "arXiv:2203.04703", "knowledge graphs", "jaxneg.kg", ("lemon",)),
