@@ -24,7 +24,7 @@ import numpy as np
 from experiments.ant import quality
 from experiments.ant.affinity import affinities, boundaries
 from experiments.ant.claims import CLAIMS, CLUSTERINGS, Found, measurements
-from experiments.ant.cost import over_vanilla, step_times
+from experiments.ant.cost import METHODS, over_vanilla, step_times
 from experiments.ant.figures import (
     draw_affinity,
     draw_clusters,
@@ -259,7 +259,13 @@ def run(config: Config, run_dir: RunDir) -> Outcome:
     pixels = _pixels(config, run_dir, clusters["timestep"])
     times = run_dir.stage(
         "cost",
-        lambda: step_times(config.cost_hidden, config.clusters, config.cost_batch, config.cost_repeats),
+        lambda: step_times(
+            config.cost_hidden,
+            config.clusters,
+            config.cost_batch,
+            config.cost_repeats,
+            tuple(METHODS) if config.all_methods else ("vanilla", "UW"),
+        ),
     )
     halves = quality.halves_apart(judge)
 

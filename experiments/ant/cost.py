@@ -1,7 +1,7 @@
 """What a step of each method costs beside vanilla's."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,9 @@ ROUNDS = 5
 """Measurements of a method that a median is taken of."""
 
 
-def step_times(hidden: int, clusters: int, batch: int, repeats: int) -> dict[str, np.ndarray]:
+def step_times(
+    hidden: int, clusters: int, batch: int, repeats: int, methods: Sequence[str] = tuple(METHODS)
+) -> dict[str, np.ndarray]:
     """The time of a step of each method, all of them measured in turn.
 
     Args:
@@ -27,12 +29,13 @@ def step_times(hidden: int, clusters: int, batch: int, repeats: int) -> dict[str
         clusters: of timesteps.
         batch: examples in a batch.
         repeats: how many medians to take.
+        methods: names in `METHODS`, vanilla's among them.
 
     Returns:
         Seconds ``[repeats, 5]`` by the method's name; Nash-MTL's solves are shared out over its steps.
     """
     x0 = jnp.asarray(digit_latents().x[:batch])
-    runs = {name: _run(method, hidden, clusters, x0) for name, method in METHODS.items()}
+    runs = {name: _run(METHODS[name], hidden, clusters, x0) for name in methods}
     found = {name: np.empty((repeats, ROUNDS)) for name in runs}
     for repeat in range(repeats):
         for turn in range(ROUNDS):

@@ -192,7 +192,6 @@ def train(
     return Trained(*(jnp.stack(vectors, axis=1) for vectors in zip(*found, strict=True)))
 
 
-@partial(jax.jit, static_argnums=0)
 def begin(program: Program, seeds: Int[Array, " seeds"]) -> TrainState:
     """The states before training.
 
@@ -203,15 +202,20 @@ def begin(program: Program, seeds: Int[Array, " seeds"]) -> TrainState:
     Returns:
         A state with a leading axis of the seeds.
     """
+    params, keys = _first(program.features, program.hidden, seeds)
+    if program.method == "uw":
+        params = {"network": params, "log_scale": jnp.zeros((len(seeds), program.clusters))}
+    tx = optimizer(program.method, program.clusters, LEARNING_RATE, EMA_DECAY)
+    return jax.vmap(lambda params, key: init_state(params, tx, key))(params, keys)
 
-    def of_seed(seed: Array) -> TrainState:
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _first(features: int, hidden: int, seeds: Int[Array, " seeds"]) -> tuple[Params, Array]:
+    """First parameters and the key of the steps for each seed: the same program for all methods."""
+
+    def of_seed(seed: Array) -> tuple[Params, Array]:
         of_params, of_steps = jax.random.split(jax.random.key(seed))
-        params = first_params(of_params, program.features, program.hidden)
-        if program.method == "uw":
-            params = {"network": params, "log_scale": jnp.zeros(program.clusters)}
-        return init_state(
-            params, optimizer(program.method, program.clusters, LEARNING_RATE, EMA_DECAY), of_steps
-        )
+        return first_params(of_params, features, hidden), of_steps
 
     return jax.vmap(of_seed)(seeds)
 
