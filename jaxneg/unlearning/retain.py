@@ -59,6 +59,7 @@ def kl_retain_loss(
     mask: Bool[Array, "batch tokens"] | None = None,
     *,
     direction: Literal["forward", "reverse"] = "forward",
+    mean_tokens: Float[Array, " batch"] | None = None,
 ) -> Float[Array, " batch"]:
     """Divergence between reference and policy on the retain data, as one value for each sequence.
 
@@ -71,6 +72,8 @@ def kl_retain_loss(
         mask: the positions that count; all of them where None, as in the official code, whose weight
             therefore depends on how far rows are padded.
         direction: "forward" or "reverse".
+        mean_tokens: positions that the mask leaves in a row on average, where the rows are a part of a larger
+            batch (`with_token_means`).
 
     Returns:
         One value for each sequence, at least 0, in nats. NaN if the mask leaves no position.
@@ -94,8 +97,7 @@ def kl_retain_loss(
         return divergence.mean(-1)
     if mask.shape != divergence.shape:
         raise ValueError(f"mask: expected the shape [batch, tokens], {divergence.shape}, got {mask.shape}")
-    positions = jnp.mean(jnp.sum(mask, -1, dtype=divergence.dtype))
-    return jnp.sum(jnp.where(mask, divergence, 0), -1) / positions
+    return ce_loss(jnp.sum(jnp.where(mask, divergence, 0), -1), jnp.sum(mask, -1), mean_tokens)
 
 
 def check_logits(
@@ -151,7 +153,7 @@ def _forward_kl_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array])
 def _forward_kl_tangent(
     logits: Array, ref_logits: Array, lse: Array, ref_lse: Array, tangent: Array
 ) -> Array:
-    return jnp.sum((_softmax(logits, lse) - _softmax(ref_logits, ref_lse)) * tangent, -1)
+    return jnp.sum((softmax(logits, lse) - softmax(ref_logits, ref_lse)) * tangent, -1)
 
 
 @jax.custom_jvp
@@ -172,23 +174,47 @@ def _reverse_kl_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array])
 def _reverse_kl_tangent(
     logits: Array, ref_logits: Array, lse: Array, ref_lse: Array, divergence: Array, tangent: Array
 ) -> Array:
-    p = _softmax(logits, lse)
-    log_ratio = _bounded(logits) - _bounded(ref_logits) - (lse - ref_lse)[..., None]
+    p = softmax(logits, lse)
+    log_ratio = bounded(logits) - bounded(ref_logits) - (lse - ref_lse)[..., None]
     return jnp.sum(p * (log_ratio - divergence[..., None]) * tangent, -1)
 
 
 def _kl(p_logits: Array, q_logits: Array, p_lse: Array, q_lse: Array) -> Array:
-    difference = _bounded(p_logits) - _bounded(q_logits)
-    return jnp.sum(_softmax(p_logits, p_lse) * difference, -1) + q_lse - p_lse
+    difference = bounded(p_logits) - bounded(q_logits)
+    return jnp.sum(softmax(p_logits, p_lse) * difference, -1) + q_lse - p_lse
 
 
-def _bounded(logits: Array) -> Array:
-    """Logits of minus infinity as very low ones: an entry of probability 0 then contributes 0, not NaN."""
+def bounded(logits: Float[Array, "*axes vocab"]) -> Float[Array, "*axes vocab"]:
+    """Logits of minus infinity as very low ones: an entry of probability 0 then contributes 0, not NaN.
+
+    Args:
+        logits: in any floating dtype.
+
+    Returns:
+        Finite logits in float32 or wider.
+
+    Example:
+        >>> bool(jnp.isfinite(bounded(jnp.array([-jnp.inf, 0.0]))).all())
+        True
+    """
     wide = jnp.promote_types(logits.dtype, jnp.float32)
     return jnp.maximum(logits.astype(wide), jnp.finfo(wide).min / 4)
 
 
-def _softmax(logits: Array, lse: Array) -> Array:
+def softmax(logits: Float[Array, "*axes vocab"], lse: Float[Array, "*axes"]) -> Float[Array, "*axes vocab"]:
+    """Probabilities from logits and their log-sum-exp, which fuse into what reads them.
+
+    Args:
+        logits: in any floating dtype.
+        lse: of `log_sum_exp`.
+
+    Returns:
+        Probabilities in the dtype of ``lse``.
+
+    Example:
+        >>> softmax(jnp.zeros(2), jnp.log(2.0)).round(2).tolist()
+        [0.5, 0.5]
+    """
     return jnp.exp(logits.astype(lse.dtype) - lse[..., None])
 
 

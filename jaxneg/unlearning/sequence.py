@@ -77,13 +77,35 @@ def token_nll(
         >>> mask.tolist()
         [[True, False, False]]
     """
-    _check_static(logits, labels)
-    # Shifting the labels instead of the logits spares a copy of the logits.
-    targets = jnp.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=IGNORE)
-    mask = targets != IGNORE
-    in_vocabulary = (targets >= 0) & (targets < logits.shape[-1])
+    targets, mask, in_vocabulary = next_tokens(logits, labels)
     nll = jnp.where(in_vocabulary, _nll(logits, targets), jnp.nan)
     return jnp.where(mask, nll, 0), mask
+
+
+def next_tokens(
+    logits: Float[Array, "batch tokens vocab"], labels: Int[Array, "batch tokens"]
+) -> tuple[Int[Array, "batch tokens"], Bool[Array, "batch tokens"], Bool[Array, "batch tokens"]]:
+    """What each position of the logits predicts: label t + 1, and -100 at the last position.
+
+    Args:
+        logits: next-token logits in any floating dtype; only their shape and dtype are looked at.
+        labels: token ids, -100 where a token does not count.
+
+    Returns:
+        The targets, the mask of those that count, and where they are ids of the vocabulary.
+
+    Raises:
+        TypeError: logits that are not floating, labels that are not integers.
+        ValueError: shapes that do not match, an empty batch, rows of fewer than two tokens.
+
+    Example:
+        >>> next_tokens(jnp.zeros((1, 3, 8)), jnp.array([[1, 2, 3]]))[0].tolist()
+        [[2, 3, -100]]
+    """
+    check_labelled(logits, labels)
+    # Shifting the labels instead of the logits spares a copy of the logits.
+    targets = jnp.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=IGNORE)
+    return targets, targets != IGNORE, (targets >= 0) & (targets < logits.shape[-1])
 
 
 def token_mean_ce(
@@ -147,8 +169,8 @@ def check_labels(labels: Mapping[str, np.ndarray] | np.ndarray, vocab_size: int)
 
     Raises:
         TypeError: labels that are not integers.
-        ValueError: an id outside the vocabulary (first row and position are named), or a batch in which
-            every label that could be predicted is -100.
+        ValueError: no rows, an id outside the vocabulary (first row and position are named), or a batch in
+            which every label that could be predicted is -100.
 
     Example:
         >>> check_labels(np.array([[-100, 3, 2]]), vocab_size=4)
@@ -157,6 +179,8 @@ def check_labels(labels: Mapping[str, np.ndarray] | np.ndarray, vocab_size: int)
         ids = np.asarray(values)
         if not np.issubdtype(ids.dtype, np.integer):
             raise TypeError(f"{name}: expected an integer dtype, got {ids.dtype}")
+        if not len(ids):
+            raise ValueError(f"{name}: expected at least one row, got none: the set is empty")
         outside = np.argwhere((ids != IGNORE) & ((ids < 0) | (ids >= vocab_size)))
         if len(outside):
             row, position = outside[0]
@@ -171,7 +195,20 @@ def check_labels(labels: Mapping[str, np.ndarray] | np.ndarray, vocab_size: int)
             )
 
 
-def _check_static(logits: Array, labels: Array) -> None:
+def check_labelled(logits: Float[Array, "batch tokens vocab"], labels: Int[Array, "batch tokens"]) -> None:
+    """Refuses logits and labels that do not belong together; looks at shapes and dtypes alone.
+
+    Args:
+        logits: next-token logits.
+        labels: token ids.
+
+    Raises:
+        TypeError: logits that are not floating, labels that are not integers.
+        ValueError: shapes that do not match, an empty batch, rows of fewer than two tokens.
+
+    Example:
+        >>> check_labelled(jnp.zeros((2, 3, 8)), jnp.zeros((2, 3), int))
+    """
     if not jnp.issubdtype(logits.dtype, jnp.floating):
         raise TypeError(f"logits: expected a floating dtype, got {logits.dtype}")
     if not jnp.issubdtype(labels.dtype, jnp.integer):
@@ -192,7 +229,7 @@ def _check_static(logits: Array, labels: Array) -> None:
 
 @jax.custom_jvp
 def _nll(logits: Array, targets: Array) -> Array:
-    """Log-sum-exp minus the target's logit, in float32 or wider."""
+    """Log-sum-exp minus the target's logit, in float32 or wider; anything for a target outside."""
     return _nll_and_lse(logits, targets)[0]
 
 
@@ -207,17 +244,34 @@ def _nll_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tup
 
 def _nll_and_lse(logits: Array, targets: Array) -> tuple[Array, Array]:
     lse = log_sum_exp(logits)
-    # A masked reduction, where a gather would be ambiguous on a vocabulary sharded over explicit axes.
-    at_target = jnp.max(jnp.where(_one_hot(logits, targets), logits, -jnp.inf), -1)
+    if jax.sharding.get_abstract_mesh().empty:
+        inside = jnp.clip(targets, 0, logits.shape[-1] - 1)
+        at_target = jnp.take_along_axis(logits, inside[..., None], -1)[..., 0]
+    else:
+        # On a mesh a masked reduction, which every shard of the vocabulary does for itself.
+        at_target = jnp.max(jnp.where(one_hot(logits, targets), logits, -jnp.inf), -1)
     return lse - at_target.astype(lse.dtype), lse
 
 
 def _nll_tangent(logits: Array, targets: Array, lse: Array, tangent: Array) -> Array:
     probabilities = jnp.exp(logits.astype(lse.dtype) - lse[..., None])
-    return jnp.sum((probabilities - _one_hot(logits, targets)) * tangent, -1)
+    return jnp.sum((probabilities - one_hot(logits, targets)) * tangent, -1)
 
 
-def _one_hot(logits: Array, targets: Array) -> Array:
+def one_hot(logits: Float[Array, "*axes vocab"], targets: Int[Array, "*axes"]) -> Bool[Array, "*axes vocab"]:
+    """Where the vocabulary's entry is the target; nowhere for a target outside of it.
+
+    Args:
+        logits: of the vocabulary; only their shape is looked at.
+        targets: token ids.
+
+    Returns:
+        A mask, which fuses into what reads it.
+
+    Example:
+        >>> one_hot(jnp.zeros(3), jnp.array(1)).tolist()
+        [False, True, False]
+    """
     return targets[..., None] == jnp.arange(logits.shape[-1], dtype=targets.dtype)
 
 

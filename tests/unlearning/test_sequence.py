@@ -198,6 +198,11 @@ def test_static_mistakes(function, logits, labels, error, message):
         jax.eval_shape(function, *(jax.ShapeDtypeStruct(each[:-1], each[-1]) for each in (logits, labels)))
 
 
+def test_an_empty_set():
+    with pytest.raises(ValueError, match="forget: expected at least one row, got none: the set is empty"):
+        check_labels({"forget": np.zeros((0, 5), np.int32)}, 4)
+
+
 def test_labels_of_a_wrong_dtype():
     with pytest.raises(TypeError, match="forget: expected an integer dtype, got float64"):
         check_labels({"forget": np.zeros((1, 2))}, 4)
