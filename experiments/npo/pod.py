@@ -34,11 +34,14 @@ def npo_step_target(batch: int, tokens: int, model: TransformerConfig = LLAMA_3_
     tx = optax.adamw(lambda step: schedule(step) * decay(step), weight_decay=0.01)
     rows = jax.ShapeDtypeStruct((batch, tokens), jnp.int32)
     part = {"tokens": rows, "labels": rows}
-    reference = jax.ShapeDtypeStruct((batch,), jnp.float32)
+    reference = {  # what `jaxneg.unlearning.precompute_reference` adds
+        "ref_seq_nll": jax.ShapeDtypeStruct((batch,), jnp.float32),
+        "ref_rows": jax.ShapeDtypeStruct((batch,), jnp.uint32),
+    }
     return Target(
         step=make_step(make_unlearn_loss(apply, UnlearnConfig("npo+rt", beta=0.1)), tx),
         state=jax.eval_shape(lambda key: init_state(init(key), tx, key), jax.random.key(0)),
-        batch={"forget": {**part, "ref_seq_nll": reference}, "retain": part},
+        batch={"forget": {**part, **reference}, "retain": part},
         mesh=MESH,
         rules=TRANSFORMER_RULES,
     )
