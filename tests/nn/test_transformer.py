@@ -8,7 +8,14 @@ import numpy as np
 import optax
 import pytest
 
-from jaxneg.nn import LLAMA_3_2_1B, TRANSFORMER_RULES, TransformerConfig, transformer
+from jaxneg.nn import (
+    LLAMA_3_2_1B,
+    TRANSFORMER_RULES,
+    RotaryScaling,
+    TransformerConfig,
+    transformer,
+    transformer_from_torch,
+)
 from jaxneg.nn.transformer import rotate
 from jaxneg.train import init_state, make_mesh, make_step, partition_specs, shard_step
 
@@ -231,3 +238,95 @@ def test_more_tokens_than_learned_positions():
     model = transformer(CONFIGS["gpt"])
     with pytest.raises(ValueError, match="tokens: 9 are more than max_length = 8"):
         model.apply(model.init(jax.random.key(0)), jnp.zeros((1, 9), int))
+
+
+def test_slow_frequencies_are_stretched():
+    x = np.random.default_rng(0).normal(size=(1, 3, 8)).astype(np.float32)
+    scaling = RotaryScaling(factor=4.0, low=1.0, high=4.0, length=64)
+    frequencies = 100.0 ** (-np.arange(0, 8, 2) / 8)
+    turns = 64 * frequencies / (2 * np.pi)
+    assert (turns > 4).any()
+    assert ((turns > 1) & (turns < 4)).any()
+    assert scaling.length * 1000.0 ** (-6 / 8) / (2 * np.pi) < 1  # a wavelength beyond the length
+    for base in (100.0, 1000.0):
+        stretched = []
+        for frequency in base ** (-np.arange(0, 8, 2) / 8):
+            turns = 64 * frequency / (2 * np.pi)
+            part = (turns - 1) / 3
+            between = part * frequency + (1 - part) * frequency / 4
+            stretched.append(frequency if turns > 4 else frequency / 4 if turns < 1 else between)
+        z = (x[0, :, :4] + 1j * x[0, :, 4:]) * np.exp(1j * np.outer(np.arange(3), stretched))
+        expected = np.concatenate([z.real, z.imag], axis=-1)
+        np.testing.assert_allclose(rotate(x, base, scaling=scaling)[0], expected, rtol=1e-5, atol=1e-6)
+
+
+def torch_names(params):
+    """The parameters of a model that is not stacked under Hugging Face's names for Llama."""
+    state = {
+        "model.embed_tokens.weight": params["embed"]["embedding"],
+        "model.norm.weight": params["norm"]["scale"],
+    }
+    for i, block in params["blocks"].items():
+        layer, attention, feed_forward = f"model.layers.{i}", block["attention"], block["feed_forward"]
+        state[f"{layer}.input_layernorm.weight"] = block["attention_norm"]["scale"]
+        state[f"{layer}.post_attention_layernorm.weight"] = block["feed_forward_norm"]["scale"]
+        for name in ("query", "key", "value"):
+            kernel = attention[name]["kernel"]
+            state[f"{layer}.self_attn.{name[0]}_proj.weight"] = kernel.reshape(kernel.shape[0], -1).T
+        out = attention["out"]["kernel"]
+        state[f"{layer}.self_attn.o_proj.weight"] = out.reshape(-1, out.shape[-1]).T
+        for name in ("gate", "up", "down"):
+            state[f"{layer}.mlp.{name}_proj.weight"] = feed_forward[name]["kernel"].T
+    return {name: np.asarray(array) for name, array in state.items()}
+
+
+def test_a_checkpoint_is_read():
+    shapes = jax.eval_shape(transformer(SMALL).init, jax.random.key(0))
+    params = jax.tree.map(lambda x: np.random.default_rng(x.size).normal(size=x.shape), shapes)
+    params = jax.tree.map(lambda x: x.astype(np.float32), params)
+    state = torch_names(params)
+    jax.tree.map(np.testing.assert_array_equal, transformer_from_torch(state, SMALL), params)
+    stacked = transformer_from_torch(state, dataclasses.replace(SMALL, scan=True))
+    key = params["blocks"]["1"]["attention"]["key"]["kernel"]
+    np.testing.assert_array_equal(stacked["blocks"]["attention"]["key"]["kernel"][1], key)
+
+
+def test_a_checkpoint_that_does_not_fit():
+    shapes = jax.eval_shape(transformer(SMALL).init, jax.random.key(0))
+    state = torch_names(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes))
+    name = "model.layers.1.self_attn.k_proj.weight"
+    with pytest.raises(ValueError, match=f"state: '{name}' is missing"):
+        transformer_from_torch({k: v for k, v in state.items() if k != name}, SMALL)
+    with pytest.raises(ValueError, match=rf"state: '{name}' should have shape \(8, 16\), got \(16, 8\)"):
+        transformer_from_torch({**state, name: state[name].T}, SMALL)
+    with pytest.raises(ValueError, match=r"state: 'lm_head\.weight' is missing"):
+        transformer_from_torch(state, dataclasses.replace(SMALL, tied=False))
+    with pytest.raises(ValueError, match=r"state: 'model\.bias' is too much"):
+        transformer_from_torch({**state, "model.bias": np.ones(2)}, SMALL)
+    with pytest.raises(ValueError, match="config: expected Llama's choices, swiglu, rms and rotary"):
+        transformer_from_torch(state, CONFIGS["gpt"])
+
+
+@pytest.mark.slow
+def test_it_is_hugging_face_s_llama():
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    scaling = RotaryScaling(factor=4.0, low=1.0, high=4.0, length=16)
+    config = dataclasses.replace(SMALL, rotary_base=100.0, rotary_scaling=scaling)
+    peer = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=16, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, rms_norm_eps=1e-5, tie_word_embeddings=True,
+            rope_parameters={
+                "rope_type": "llama3", "rope_theta": 100.0, "factor": 4.0, "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
+            },
+        )
+    ).eval()  # fmt: skip
+    params = jax.tree.map(np.asarray, noisy(transformer(config).init(jax.random.key(0))))
+    state = {name: torch.from_numpy(array.copy()) for name, array in torch_names(params).items()}
+    peer.load_state_dict(state, strict=False)
+    weights = {name: tensor.detach().numpy() for name, tensor in peer.state_dict().items()}
+    with torch.no_grad():
+        expected = peer(input_ids=torch.from_numpy(TOKENS)).logits.numpy()
+    logits = transformer(config).apply(transformer_from_torch(weights, config), TOKENS)
+    np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-3)
