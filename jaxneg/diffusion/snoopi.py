@@ -492,6 +492,7 @@ def make_pgsb_step(
     student_tx: optax.GradientTransformation | None = None,
     lora_tx: optax.GradientTransformation | None = None,
     embed: Callable[[Array, Mapping[str, Any]], tuple[Array, Array]] | None = None,
+    adapted_apply: Apply | None = None,
 ) -> Callable[[PGSBState, Mapping[str, Any]], tuple[PGSBState, dict[str, Array]]]:
     """A pure step of PG-SB with both optimizers, for ``jit``, ``jaxneg.train.shard_step`` and ``fit``.
 
@@ -509,6 +510,9 @@ def make_pgsb_step(
         student_tx: optimizer of the student, of a tree ``{"student": ...}``; None: the paper's.
         lora_tx: of the adapters, of a tree ``{"lora": ...}``; likewise.
         embed: ``(samples, batch) -> (image, text)`` embeddings for the clamped CLIP loss: decoder and CLIP.
+        adapted_apply: the network with adapters, where the frozen teacher is another one, as an exact one
+            that has no kernels; ``params["teacher"]`` are then the parameters of this network. None:
+            ``teacher_apply``.
 
     Returns:
         ``step(state, batch) -> (state, metrics)``. The batch holds prompts and no images: ``"cond"``, a tree
@@ -543,6 +547,8 @@ def make_pgsb_step(
     abar_T = table[-1] if cfg.abar_T is None else cfg.abar_T
     first, second = pgsb_optimizers(cfg)
     student_tx, lora_tx = student_tx or first, lora_tx or second
+    adapted_name = "teacher_apply" if adapted_apply is None else "adapted_apply"
+    adapted_apply = adapted_apply or teacher_apply
 
     def noised(x: Array, key: PRNGKeyArray, low: int, high: int) -> tuple[Array, Array, Array, Array]:
         """x_t, t, the noise, and alpha-bar."""
@@ -561,8 +567,11 @@ def make_pgsb_step(
         x_t, t, _, abar = noised(x, keys[0], low, high)
         adapted = lora_apply(params["teacher"], params["lora"], gamma=cfg.lora_gamma)
 
-        def called(params: Any, cond: Any) -> Array:
-            return _checked_output(teacher_apply(params, x_t, t, cond), x, "teacher_apply")
+        def frozen(cond: Any) -> Array:
+            return _checked_output(teacher_apply(params["teacher"], x_t, t, cond), x, "teacher_apply")
+
+        def fake(cond: Any) -> Array:
+            return _checked_output(adapted_apply(adapted, x_t, t, cond), x, adapted_name)
 
         kappa = jnp.asarray(cfg.kappa, x.dtype)
         if cfg.kappa_mode != "fixed":
@@ -571,13 +580,13 @@ def make_pgsb_step(
             )
             kappa = beside(drawn, x) if drawn.ndim else drawn
         of_teacher = cfg.kappa if cfg.kappa_mode == "random_lora" else kappa
-        fake = called(adapted, cond)
+        fake_cond = fake(cond)
         if cfg.kappa_mode == "random_teacher":  # kappa = 1 has no use for the branch without prompts
-            of_fake, fake_null = 1.0, fake
+            of_fake, fake_null = 1.0, fake_cond
         else:
-            of_fake, fake_null = kappa, called(adapted, null)
-        away = called(params["teacher"], batch["neg_cond"] if cfg.nasa_t else null)
-        g = vsd_score_grad(called(params["teacher"], cond), away, fake, fake_null, of_teacher, of_fake, abar)
+            of_fake, fake_null = kappa, fake(null)
+        away = frozen(batch["neg_cond"] if cfg.nasa_t else null)
+        g = vsd_score_grad(frozen(cond), away, fake_cond, fake_null, of_teacher, of_fake, abar)
         return jax.lax.stop_gradient(g), kappa
 
     def step(state: PGSBState, batch: Mapping[str, Any]) -> tuple[PGSBState, dict[str, Array]]:
@@ -623,7 +632,7 @@ def make_pgsb_step(
 
             def lora_loss(lora: Any) -> Array:
                 adapted = lora_apply(params["teacher"], lora, gamma=cfg.lora_gamma)
-                pred = _checked_output(teacher_apply(adapted, x_t, t, seen), x, "teacher_apply")
+                pred = _checked_output(adapted_apply(adapted, x_t, t, seen), x, adapted_name)
                 return lora_teacher_loss(pred, noise, abar).mean()
 
             loss, grads = jax.value_and_grad(lora_loss)(lora)

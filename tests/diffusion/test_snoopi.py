@@ -191,6 +191,28 @@ def test_new_adapters_are_the_frozen_teacher():
     assert metrics["lora_grad_norm"] > 0
 
 
+@pytest.mark.slow
+def test_an_exact_teacher_with_another_network_for_the_adapters():
+    """The frozen teacher is called as it is; adapted predictions come from the other network alone."""
+
+    def exact(params, x, t, cond):
+        return 0.5 * x
+
+    def adapted(params, x, t, cond):
+        return x @ params["w"]
+
+    cfg = dataclasses.replace(CONFIG, kappa_mode="fixed", kappa=2.0, t_min=0.5, t_max=0.55)
+    step, state = made(cfg, teacher_apply=exact, adapted_apply=adapted, adapted=False)
+    state.params["teacher"]["w"] = 0.5 * jnp.eye(WIDTH)
+    new, metrics = jax.jit(step)(state, PROMPTS)
+    # The network is exact too: nothing is left of the difference, and the adapters still have to learn.
+    assert metrics["vsd_loss"] < 1e-10
+    assert metrics["lora_grad_norm"] > 0
+    jax.tree.map(np.testing.assert_array_equal, new.params["teacher"], state.params["teacher"])
+    state.params["teacher"]["w"] = 1.5 * jnp.eye(WIDTH)
+    assert jax.jit(step)(state, PROMPTS)[1]["vsd_loss"] > 1e-3
+
+
 def kappas(**changes):
     """A step's guidance scales, read off its gradient: a parameter for each row, one t, e_c - e_u = 1."""
     cfg = dataclasses.replace(CONFIG, kappa_mode="random_teacher", t_min=0.5, t_max=0.55, **changes)
@@ -388,6 +410,7 @@ def test_scores_that_are_not_finite_are_replaced():
     (lambda x: traced(student_apply=lambda p, z, t, c: z[:1]),
      r"student_apply: expected an output of the shape of its input, \(8, 4\), got \(1, 4\)"),
     (lambda x: traced(teacher_apply=lambda p, z, t, c: z[:1]), r"teacher_apply: expected an output of"),
+    (lambda x: traced(adapted_apply=lambda p, z, t, c: z[:1]), r"adapted_apply: expected an output of"),
 ])  # fmt: skip
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
