@@ -431,11 +431,12 @@ def negtome_hook(
         key: for the dropout.
 
     Returns:
-        ``hook(h [batch, text + tokens, width], block="") -> h``; ``block`` is the name that ``config.blocks``
-        is searched in.
+        ``hook(h [batch, text + tokens, width], block=None) -> h``; ``block`` is the name that
+        ``config.blocks`` is searched in.
 
     Raises:
-        ValueError: a timestep that is no scalar; from the hook, as `negtome_batch`.
+        ValueError: a timestep that is no scalar; from the hook, as `negtome_batch`, and where
+            ``config.blocks`` chooses among blocks and the caller does not name them.
 
     Source:
         arXiv:2412.01339, Section 3.
@@ -465,8 +466,13 @@ def negtome_hook(
         )
         return jnp.concatenate([text, pushed], axis=1) if num_text_tokens else pushed
 
-    def hook(h: Array, block: str = "") -> Array:
-        if not config.applies_to(block, h.shape[1] - num_text_tokens):
+    def hook(h: Array, block: str | None = None) -> Array:
+        if block is None and config.blocks:
+            raise ValueError(
+                f"block: expected the block's name, since config.blocks = {config.blocks!r} chooses among"
+                " them, got None (a network that runs its blocks in a loop does not name them)"
+            )
+        if not config.applies_to(block or "", h.shape[1] - num_text_tokens):
             return h
         return jax.lax.cond(in_window(t, config.t_start, config.t_end), push, lambda h: h, h)
 

@@ -2,11 +2,15 @@
 
 Peebles and Xie 2022, Scalable Diffusion Models with Transformers (arXiv:2212.09748), Section 3.2 with the
 adaLN-Zero block, and Table 1 for the sizes. Section 3.1's predicted variance is left out: the output is as
-large as the input.
+large as the input. A network of texts has cross-attention between a block's two parts, as PixArt-alpha does
+(Chen et al. 2023, arXiv:2310.00426, Section 2.3), without its layers in front of the embeddings.
 """
 
 import dataclasses
 import functools
+import inspect
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +18,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from jaxneg.nn.attention import attend
 from jaxneg.nn.batch_sharding import over_data, reshape_examples
@@ -26,6 +30,11 @@ _BLOCK_RULES = (
     (r"attention/qkv/kernel", ("data", "model")),
     (r"attention/qkv/bias", ("model",)),
     (r"attention/out/kernel", ("model", "data")),
+    (r"text_attention/query/kernel", ("data", "model")),
+    (r"text_attention/query/bias", ("model",)),
+    (r"text_attention/key_value/kernel", ("data", "model")),
+    (r"text_attention/key_value/bias", ("model",)),
+    (r"text_attention/out/kernel", ("model", "data")),
     (r"feed_forward/up/kernel", ("data", "model")),
     (r"feed_forward/up/bias", ("model",)),
     (r"feed_forward/down/kernel", ("model", "data")),
@@ -50,6 +59,13 @@ _SINUSOIDS = 256
 _SMALL = nnx.initializers.normal(0.02)
 _XAVIER = nnx.initializers.xavier_uniform()
 
+AttentionHook = Callable[..., Array]
+"""``(h [batch, tokens, width], block) -> h``: changes what self-attention has mixed. ``block`` is the block's
+name, ``"blocks.0"``, ``"blocks.1"``, ...; it is not given where the blocks run in a loop."""
+
+CrossAttention = Callable[[Array, Array, Array, Array | None], Array]
+"""``(q [batch, tokens, heads, size], k [batch, text, heads, size], v, mask [batch, text]) -> like q``."""
+
 
 @dataclasses.dataclass(frozen=True)
 class DiTConfig:
@@ -64,6 +80,7 @@ class DiTConfig:
       heads: Number of attention heads, a divisor of ``width``.
       classes: Number of classes; ``None`` for a network that knows no classes.
       mlp_ratio: Hidden units of the feed-forward part over ``width``.
+      text: Size of the embeddings of a text's tokens; ``None`` for a network that knows no texts.
       scan: Whether the blocks are stacked and run in a loop, which compiles in the time of one.
       remat: Whether a block's inside is recomputed in the backward pass.
       dtype: Type of the computation; ``None`` for the parameters'. Normalisation and softmax are in float32.
@@ -77,6 +94,7 @@ class DiTConfig:
     heads: int = 3
     classes: int | None = None
     mlp_ratio: int = 4
+    text: int | None = None
     scan: bool = False
     remat: bool = False
     dtype: DTypeLike | None = None
@@ -85,8 +103,10 @@ class DiTConfig:
         for name in ("size", "channels", "patch", "width", "layers", "heads", "mlp_ratio"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if self.classes is not None and self.classes < 1:
-            raise ValueError(f"classes: expected at least 1, or None, got {self.classes}")
+        for name in ("classes", "text"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: expected at least 1, or None, got {value}")
         if self.size % self.patch:
             raise ValueError(f"patch: expected a divisor of size = {self.size}, got {self.patch}")
         if self.width % self.heads:
@@ -154,10 +174,59 @@ class Attention(nnx.Module):
         self.qkv = _linear(config, config.width, 3 * config.width, _XAVIER, rngs)
         self.out = _linear(config, config.width, config.width, _XAVIER, rngs)
 
-    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
-        """Mixes the tokens."""
+    def __call__(
+        self, x: Float[Array, "batch tokens width"], hook: Callable[[Array], Array] | None = None
+    ) -> Float[Array, "batch tokens width"]:
+        """Mixes the tokens; the hook changes them before the last projection."""
         qkv = self.qkv(x).reshape(*x.shape[:2], self.heads, -1).swapaxes(1, 2)
-        return self.out(attend(*jnp.split(qkv, 3, axis=-1)))
+        mixed = attend(*jnp.split(qkv, 3, axis=-1))
+        return self.out(mixed if hook is None else _same_shape("attention_hook", hook(mixed), mixed))
+
+
+def text_attention(
+    query: Float[Array, "batch tokens heads size"],
+    key: Float[Array, "batch text heads size"],
+    value: Float[Array, "batch text heads size"],
+    mask: Bool[Array, "batch text"] | None = None,
+) -> Float[Array, "batch tokens heads size"]:
+    """``softmax(q k^T / sqrt(size)) v`` over a text's tokens, in float32 inside; zeros where it has none."""
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    scores = jnp.einsum("bnhd,bmhd->bhnm", query, key, preferred_element_type=wide) * query.shape[-1] ** -0.5
+    if mask is not None:
+        mask = mask[:, None, None]
+        # A finite number, so that a text of padding alone gives no NaN.
+        scores = jnp.where(mask, scores, -1e30)
+    weights = jax.nn.softmax(scores, axis=-1)
+    weights = weights if mask is None else jnp.where(mask, weights, 0)
+    return jnp.einsum("bhnm,bmhd->bnhd", weights.astype(value.dtype), value)
+
+
+class Text(NamedTuple):
+    """What the blocks are told of each image's text, and how they attend to it."""
+
+    embeddings: Float[Array, "batch text embedding"]
+    mask: Bool[Array, "batch text"] | None
+    attention: CrossAttention
+
+
+class TextAttention(nnx.Module):
+    """Attention of the image's tokens to the text's; a head's key and value lie side by side."""
+
+    def __init__(self, config: DiTConfig, embedding: int, rngs: nnx.Rngs):
+        self.heads = config.heads
+        self.query = _linear(config, config.width, config.width, _XAVIER, rngs)
+        self.key_value = _linear(config, embedding, 2 * config.width, _XAVIER, rngs)
+        self.out = _linear(config, config.width, config.width, nnx.initializers.zeros, rngs)
+
+    def __call__(
+        self, x: Float[Array, "batch tokens width"], text: Text
+    ) -> Float[Array, "batch tokens width"]:
+        """What the text says to each token."""
+        q = self.query(x).reshape(*x.shape[:2], self.heads, -1)
+        pairs = self.key_value(text.embeddings).reshape(*text.embeddings.shape[:2], self.heads, -1)
+        k, v = jnp.split(pairs, 2, axis=-1)
+        mixed = _same_shape("cross_attention", text.attention(q, k, v, text.mask), q)
+        return self.out(mixed.reshape(x.shape))
 
 
 class FeedForward(nnx.Module):
@@ -180,13 +249,20 @@ class Block(nnx.Module):
         self.modulation = _linear(config, config.width, 6 * config.width, nnx.initializers.zeros, rngs)
         self.attention = Attention(config, rngs)
         self.feed_forward = FeedForward(config, rngs)
+        self.text_attention = None if config.text is None else TextAttention(config, config.text, rngs)
 
     def __call__(
-        self, x: Float[Array, "batch tokens width"], c: Float[Array, "batch width"]
+        self,
+        x: Float[Array, "batch tokens width"],
+        c: Float[Array, "batch width"],
+        text: Text | None,
+        hook: Callable[[Array], Array] | None,
     ) -> Float[Array, "batch tokens width"]:
         """Updates the residual stream."""
         m = self.modulation(c).reshape(c.shape[0], 6, 1, -1)
-        x = x + m[:, 2] * self.attention(modulated(x, m[:, 0], m[:, 1]))
+        x = x + m[:, 2] * self.attention(modulated(x, m[:, 0], m[:, 1]), hook)
+        if self.text_attention is not None and text is not None:
+            x = x + self.text_attention(x, text)
         return x + m[:, 5] * self.feed_forward(modulated(x, m[:, 3], m[:, 4]))
 
 
@@ -227,28 +303,42 @@ class DiT(nnx.Module):
         x: Float[Array, "batch height width channels"],
         t: Num[Array, "batch"],
         label: Int[Array, "batch"] | None = None,
+        text: Float[Array, "batch text embedding"] | None = None,
+        *,
+        text_mask: Bool[Array, "batch text"] | None = None,
+        attention_hook: AttentionHook | None = None,
+        cross_attention: CrossAttention | None = None,
     ) -> Float[Array, "batch height width channels"]:
         """What the network predicts of each latent, for one the noise."""
         config = self.config
         size, side, patch, channels = config.size, config.size // config.patch, config.patch, config.channels
         if x.shape[1:] != (size, size, channels):
             raise ValueError(f"x: expected latents [batch, {size}, {size}, {channels}], got shape {x.shape}")
+        _check_text(config, x.shape[0], text, text_mask, cross_attention)
         c = jax.nn.silu(self.conditioning(t, label))
         h = reshape_examples(x, side, patch, side, patch, channels).swapaxes(2, 3)
         h = self.patches(reshape_examples(h, side * side, patch * patch * channels))
         h = over_data(h + plane_positions(side, config.width).astype(h.dtype))
 
-        def run(block: nnx.State, h: Array) -> Array:
-            return nnx.merge(graph, block)(h, c)
+        told = None if text is None else Text(text, text_mask, cross_attention or text_attention)
 
-        run = jax.checkpoint(run) if config.remat else run
+        def runner(graph: nnx.GraphDef, hook: Callable[[Array], Array] | None) -> Callable[..., Array]:
+            """A function for each hook: jax.checkpoint remembers what a function did at its first call."""
+
+            def run(block: nnx.State, h: Array) -> Array:
+                return nnx.merge(graph, block)(h, c, told, hook)
+
+            return jax.checkpoint(run) if config.remat else run
+
         if config.scan:
             graph, stacked = nnx.split(self.blocks)
+            run = runner(graph, _of_any_block(attention_hook))
             h, _ = jax.lax.scan(lambda h, block: (run(block, h), None), h, stacked)
         else:
-            for module in self.blocks:  # pyright: ignore[reportGeneralTypeIssues]
+            for i, module in enumerate(self.blocks):  # pyright: ignore[reportArgumentType]
                 graph, block = nnx.split(module)
-                h = run(block, h)
+                hook = attention_hook and functools.partial(_called, attention_hook, f"blocks.{i}")
+                h = runner(graph, hook)(block, h)
         h = reshape_examples(self.final(h, c), side, side, patch, patch, channels)
         return reshape_examples(h.swapaxes(2, 3), *x.shape[1:])
 
@@ -258,22 +348,32 @@ def dit(config: DiTConfig) -> Model:
 
     ``c = silu(embedding(t, label));  h = patches(x) + positions;``
     ``h += g attention(norm(h) (1 + s) + b), h += g' mlp(norm(h) (1 + s') + b') (a block),``
-    with b, s, g, b', s', g' linear in c and zero at the start, and so is the output.
+    with b, s, g, b', s', g' linear in c and zero at the start, and so is the output. Where there are texts,
+    ``h += cross_attention(h, text)`` lies between the two, and is zero at the start.
 
     Args:
       config: Sizes and choices.
 
     Returns:
-      ``init(key) -> params``; ``apply(params, x [batch, size, size, channels], t [batch], label=None)`` gives
-      an array like ``x``. Labels are integers below ``classes``; ``classes`` itself, or None for all, means
-      no class. A label beyond that gives NaN.
+      ``init(key) -> params``; ``apply(params, x [batch, size, size, channels], t [batch], label=None,
+      text=None, *, text_mask=None, attention_hook=None, cross_attention=None)`` gives an array like ``x``.
+      Labels are integers below ``classes``; ``classes`` itself, or None for all, means no class. A label
+      beyond that gives NaN. ``text [batch, tokens, config.text]`` are embeddings, ``text_mask [batch,
+      tokens]`` is false for padding. Two functions change what happens inside:
+      ``attention_hook(h [batch, tokens, width], block)`` what self-attention has mixed, heads merged, before
+      the out-projection, in the block named "blocks.0", "blocks.1", ... (with ``scan`` it is called as
+      ``attention_hook(h)``, as the blocks are one); ``cross_attention(q [batch, tokens, heads, size],
+      k [batch, text, heads, size], v, text_mask)`` stands in for the softmax over the text. Give two texts
+      one behind the other and split ``k``, ``v`` and the mask there, and it has keys and values of both.
 
     Raises:
       ValueError: For sizes that do not fit each other, when ``config`` is made. From ``apply``, if an input
-        has another shape, or there are labels and no classes.
+        has another shape, there are labels and no classes, a text is missing or not expected, a function
+        returns another shape, or a hook needs the block's name in a loop over the blocks.
 
     Source:
-      Peebles and Xie 2022, arXiv:2212.09748, Section 3.2.
+      Peebles and Xie 2022, arXiv:2212.09748, Section 3.2; for texts Chen et al. 2023, arXiv:2310.00426,
+      Section 2.3.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -291,3 +391,47 @@ def _linear(
     return nnx.Linear(
         inputs, outputs, kernel_init=init, dtype=config.dtype, dot_general=contract_rows, rngs=rngs
     )
+
+
+def _check_text(
+    config: DiTConfig,
+    batch: int,
+    text: Array | None,
+    mask: Array | None,
+    cross_attention: CrossAttention | None,
+) -> None:
+    if config.text is None:
+        for name, value in (("text", text), ("text_mask", mask), ("cross_attention", cross_attention)):
+            if value is not None:
+                raise ValueError(f"{name}: expected None, since the network was made without texts")
+        return
+    if text is None or text.ndim != 3 or (text.shape[0], text.shape[2]) != (batch, config.text):
+        found = None if text is None else f"shape {text.shape}"
+        raise ValueError(f"text: expected embeddings [{batch}, tokens, {config.text}], got {found}")
+    if mask is not None and (mask.shape != text.shape[:2] or mask.dtype != jnp.bool_):
+        raise ValueError(
+            f"text_mask: expected booleans of shape {text.shape[:2]}, got {mask.dtype} {mask.shape}"
+        )
+
+
+def _called(hook: AttentionHook, block: str, h: Array) -> Array:
+    return hook(h, block)
+
+
+def _of_any_block(hook: AttentionHook | None) -> Callable[[Array], Array] | None:
+    """A hook that does not ask for the block's name."""
+    if hook is not None:
+        try:
+            inspect.signature(hook).bind(None)
+        except TypeError as error:
+            raise ValueError(
+                "attention_hook: expected a function of the tokens alone, since with scan=True the blocks run"
+                f" in a loop and have no names; got one that needs more ({error})"
+            ) from None
+    return hook
+
+
+def _same_shape(name: str, found: Array, expected: Array) -> Array:
+    if found.shape != expected.shape:
+        raise ValueError(f"{name}: expected a result of shape {expected.shape}, got {found.shape}")
+    return found

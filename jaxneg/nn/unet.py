@@ -6,6 +6,7 @@ timestep, as Dhariwal and Nichol 2021 (arXiv:2105.05233, Section 3) have it.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -141,26 +142,48 @@ class Attention(nnx.Module):
         self.qkv = linear(3 * features, _XAVIER)
         self.out = linear(features, _ZEROS)
 
-    def __call__(self, x: Float[Array, "batch height width features"]) -> Float[Array, "batch h w features"]:
-        """Mixes the pixels."""
+    def __call__(
+        self,
+        x: Float[Array, "batch height width features"],
+        hook: Callable[..., Array] | None,
+        name: str,
+    ) -> Float[Array, "batch h w features"]:
+        """Mixes the pixels; the hook changes the result."""
         tokens = x.shape[1] * x.shape[2]
         qkv = reshape_examples(self.qkv(self.norm(x)), tokens, self.heads, 3 * x.shape[3] // self.heads)
         mixed = attend(*jnp.split(qkv.swapaxes(1, 2), 3, axis=-1))
-        return x + reshape_examples(self.out(mixed), *x.shape[1:])
+        if hook is None:
+            return x + reshape_examples(self.out(mixed), *x.shape[1:])
+        result = reshape_examples(x, *mixed.shape[1:]) + self.out(mixed)
+        changed = hook(result, name)
+        if changed.shape != result.shape:
+            raise ValueError(
+                f"attention_hook: expected a result of shape {result.shape}, got {changed.shape}"
+            )
+        return reshape_examples(changed, *x.shape[1:])
 
 
 class Level(nnx.Module):
     """The blocks at one size, with attention after each or none."""
 
-    def __init__(self, inputs: list[int], outputs: int, attention: bool, config: UNetConfig, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        name: str,
+        inputs: list[int],
+        outputs: int,
+        attention: bool,
+        config: UNetConfig,
+        rngs: nnx.Rngs,
+    ):
+        self.name = name
         self.blocks = nnx.List([Residual(features, outputs, config, rngs) for features in inputs])
         count = len(inputs) if attention else 0
         self.attention = nnx.List([Attention(outputs, config, rngs) for _ in range(count)])
 
-    def step(self, i: int, x: Array, e: Array) -> Array:
+    def step(self, i: int, x: Array, e: Array, hook: Callable[..., Array] | None) -> Array:
         """Block i, and its attention."""
         x = self.blocks[i](x, e)
-        return self.attention[i](x) if len(self.attention) else x
+        return self.attention[i](x, hook, f"{self.name}.attentions.{i}") if len(self.attention) else x
 
 
 class UNet(nnx.Module):
@@ -174,7 +197,8 @@ class UNet(nnx.Module):
         down, smaller, kept, features = [], [], [width], width
         for level, (size, outputs) in enumerate(zip(config.sizes, config.features, strict=True)):
             inputs = [features] + [outputs] * (config.blocks - 1)
-            down.append(Level(inputs, outputs, size in config.attention, config, rngs))
+            attention = size in config.attention
+            down.append(Level(f"down_blocks.{level}", inputs, outputs, attention, config, rngs))
             kept += [outputs] * config.blocks
             features = outputs
             if level < len(config.sizes) - 1:
@@ -192,7 +216,8 @@ class UNet(nnx.Module):
             for _ in range(config.blocks + 1):
                 inputs.append(features + kept.pop())
                 features = outputs
-            up.append(Level(inputs, outputs, size in config.attention, config, rngs))
+            attention = size in config.attention
+            up.append(Level(f"up_blocks.{len(up)}", inputs, outputs, attention, config, rngs))
             if level:
                 larger.append(_convolution(features, features, config, rngs))
         self.up, self.larger = nnx.List(up), nnx.List(larger)
@@ -204,6 +229,8 @@ class UNet(nnx.Module):
         x: Float[Array, "batch height width channels"],
         t: Num[Array, "batch"],
         label: Int[Array, "batch"] | None = None,
+        *,
+        attention_hook: Callable[..., Array] | None = None,
     ) -> Float[Array, "batch height width channels"]:
         """What the network predicts of each image, for one the noise."""
         config = self.config
@@ -215,15 +242,17 @@ class UNet(nnx.Module):
         kept = [h]
         for level in range(len(config.sizes)):
             for i in range(config.blocks):
-                h = self.down[level].step(i, h, e)
+                h = self.down[level].step(i, h, e, attention_hook)
                 kept.append(h)
             if level < len(config.sizes) - 1:
                 h = self.smaller[level](h)
                 kept.append(h)
-        h = self.middle2(self.attention(self.middle1(h, e)), e)
+        h = self.attention(self.middle1(h, e), attention_hook, "mid_block.attentions.0")
+        h = self.middle2(h, e)
         for level in range(len(config.sizes)):
             for i in range(config.blocks + 1):
-                h = self.up[level].step(i, jnp.concatenate([h, kept.pop()], axis=-1), e)
+                h = jnp.concatenate([h, kept.pop()], axis=-1)
+                h = self.up[level].step(i, h, e, attention_hook)
             if level < len(config.sizes) - 1:
                 h = self.larger[level](_doubled(h))
         return self.outputs(jax.nn.silu(self.norm(h)))
@@ -239,13 +268,16 @@ def unet(config: UNetConfig) -> Model:
       config: Sizes and choices.
 
     Returns:
-      ``init(key) -> params``; ``apply(params, x [batch, size, size, channels], t [batch], label=None)`` gives
-      an array like ``x``. Labels are integers below ``classes``; ``classes`` itself, or None for all, means
-      no class. A label beyond that gives NaN.
+      ``init(key) -> params``; ``apply(params, x [batch, size, size, channels], t [batch], label=None, *,
+      attention_hook=None)`` gives an array like ``x``. Labels are integers below ``classes``; ``classes``
+      itself, or None for all, means no class. A label beyond that gives NaN.
+      ``attention_hook(h [batch, pixels, features], block)`` changes the result of each attention, residual
+      included; ``block`` is "down_blocks.0.attentions.1", "mid_block.attentions.0" or
+      "up_blocks.0.attentions.1", the first level upwards being the smallest.
 
     Raises:
       ValueError: For sizes that do not fit each other, when ``config`` is made. From ``apply``, if an input
-        has another shape, or there are labels and no classes.
+        has another shape, there are labels and no classes, or the hook returns another shape.
 
     Source:
       Ho et al. 2020, arXiv:2006.11239, Appendix B.

@@ -418,6 +418,10 @@ H = jnp.ones((4, 6, 3))
     (lambda: negtome_cfg(H, alpha=1, threshold=0, group_size=3), r"a divisor of the batch of 2 images"),
     (lambda: negtome_cfg(H, alpha=1, threshold=0, reference="external", group_size=2), r"'external' takes"),
     (lambda: negtome_hook(NegToMeConfig(), jnp.ones(4)), r"t: expected one timestep for the whole batch"),
+    (
+        lambda: negtome_hook(NegToMeConfig.sdxl(), 950.0)(jnp.ones((2, 9, 8))),
+        r"block: expected the block's name, since config.blocks = 'up_blocks' chooses among them, got None",
+    ),
     (lambda: NegToMeConfig(t_end=1001.0), r"t_end: expected at most t_start = 1000.0, got 1001.0"),
     (lambda: NegToMeConfig(reference="last"), r"reference: expected one of first, leave_one_out, external"),
 ])  # fmt: skip

@@ -61,7 +61,7 @@ def norm(x, p, groups):
     return y.reshape(x.shape) * p["group"]["scale"] + p["group"]["bias"]
 
 
-def reference(config, params, images, t, label):
+def reference(config, params, images, t, label, hook=lambda h, block: h):
     """The network of one level down and up, one image and one head at a time."""
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
 
@@ -70,18 +70,21 @@ def reference(config, params, images, t, label):
         y = convolved(silu(norm(y, block["norm2"], config.groups)), block["conv2"])
         return y + (convolved(x, block["shortcut"]) if "shortcut" in block else x)
 
-    def attention(x, block):
+    def attention(x, block, name):
         tokens = norm(x, block["norm"], config.groups).reshape(-1, x.shape[-1])
         mixed = []
         for head in np.split(dense(tokens, block["qkv"]), config.heads, axis=1):
             query, key, value = np.split(head, 3, axis=1)
             weights = np.exp(query @ key.T / np.sqrt(query.shape[1]))
             mixed.append(weights / weights.sum(1, keepdims=True) @ value)
-        return x + dense(np.concatenate(mixed, 1), block["out"]).reshape(x.shape)
+        result = x + dense(np.concatenate(mixed, 1), block["out"]).reshape(x.shape)
+        return hook(result.reshape(-1, x.shape[-1]), name).reshape(x.shape)
 
-    def level(x, e, p, i):
+    def level(x, e, p, i, name):
         x = residual(x, e, p["blocks"][str(i)])
-        return attention(x, p["attention"][str(i)]) if "attention" in p else x
+        if "attention" not in p:
+            return x
+        return attention(x, p["attention"][str(i)], f"{name}.attentions.{i}")
 
     outputs = []
     for x, step, name in zip(images, t, label, strict=True):
@@ -91,22 +94,45 @@ def reference(config, params, images, t, label):
         e = dense(np.concatenate([np.cos(angles), np.sin(angles)]), told["time"]["0"])
         e = silu(dense(silu(e), told["time"]["1"]) + told["label"]["embedding"][name])
         kept = [convolved(x, p["inputs"])]
-        kept.append(level(kept[-1], e, p["down"]["0"], 0))
+        kept.append(level(kept[-1], e, p["down"]["0"], 0, "down_blocks.0"))
         kept.append(convolved(kept[-1], p["smaller"]["0"], stride=2))
-        kept.append(level(kept[-1], e, p["down"]["1"], 0))
+        kept.append(level(kept[-1], e, p["down"]["1"], 0, "down_blocks.1"))
         h = residual(kept[-1], e, p["middle1"])
-        h = residual(attention(h, p["attention"]), e, p["middle2"])
+        h = residual(attention(h, p["attention"], "mid_block.attentions.0"), e, p["middle2"])
         for i in range(2):
-            h = level(np.concatenate([h, kept.pop()], 2), e, p["up"]["0"], i)
+            h = level(np.concatenate([h, kept.pop()], 2), e, p["up"]["0"], i, "up_blocks.0")
         h = convolved(h.repeat(2, 0).repeat(2, 1), p["larger"]["0"])
         for i in range(2):
-            h = level(np.concatenate([h, kept.pop()], 2), e, p["up"]["1"], i)
+            h = level(np.concatenate([h, kept.pop()], 2), e, p["up"]["1"], i, "up_blocks.1")
         outputs.append(convolved(silu(norm(h, p["norm"], config.groups)), p["outputs"]))
     return np.stack(outputs)
 
 
 def test_it_is_the_reference(params, predicted):
     np.testing.assert_allclose(predicted, reference(SMALL, params, X, T, LABEL), rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.slow
+def test_a_hook_changes_what_attention_gives(params):
+    """Upwards only, and differently in each; every attention calls it by its name."""
+    scales = {"up_blocks.0.attentions.0": 0.5, "up_blocks.0.attentions.1": -2.0}
+    heard = []
+
+    def hook(h, block):
+        heard.append((block, h.shape))
+        return scales.get(block, 1) * h
+
+    changed = jax.jit(lambda p: MODEL.apply(p, X, T, LABEL, attention_hook=hook))(params)
+    expected = reference(SMALL, params, X, T, LABEL, lambda h, block: scales.get(block, 1) * h)
+    np.testing.assert_allclose(changed, expected, rtol=2e-4, atol=2e-4)
+    names = ["down_blocks.1.attentions.0", "mid_block.attentions.0", *scales]
+    assert heard == [(name, (4, 4, 8)) for name in names]
+
+
+def test_a_hook_that_changes_the_shape(params):
+    message = r"attention_hook: expected a result of shape \(4, 4, 8\), got \(4, 2, 8\)"
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(lambda p: MODEL.apply(p, X, T, LABEL, attention_hook=lambda h, _: h[:, :2]), params)
 
 
 @pytest.mark.slow
