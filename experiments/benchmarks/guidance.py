@@ -10,8 +10,9 @@ Before anything is timed both sides compute the same numbers, or the benchmark s
 Memory is the peak of the resident set over one call, less the resident set before it, each in a process of
 its own (`experiments.isolated.peak_growth`).
 
-NegToMe's share of a sampling step is measured on transformer blocks of SDXL's and Flux's width and number of
-image tokens, with NegToMe in every block, beside its share of the blocks' floating-point operations.
+NegToMe's share of a sampling step is measured on DiTs of SDXL's and Flux's width and number of image tokens
+but few blocks, with NegToMe in every block, beside its share of the blocks' floating-point operations; and on
+the whole sampler of the tiny DiT of the experiment neg_tome.
 """
 
 import importlib
@@ -27,6 +28,8 @@ import numpy as np
 
 from experiments.bench import machine_peaks, paired_ratio, roofline_seconds
 from experiments.isolated import available_cores, in_a_process, peak_growth
+from experiments.neg_tome.network import digit_network
+from experiments.neg_tome.sampling import Kind, Setting, sample
 from jaxneg.diffusion import (
     NegToMeConfig,
     nasa_cross_attention,
@@ -34,7 +37,7 @@ from jaxneg.diffusion import (
     negtome_hook,
     perp_neg_guidance,
 )
-from jaxneg.nn.dit import attend, modulated
+from jaxneg.nn.dit import DiTConfig, dit
 
 SCALE, ALPHA, THRESHOLD, NASA_ALPHA = 7.5, 0.9, 0.65, 0.5
 PAIR_SECONDS = 10.0
@@ -42,19 +45,22 @@ PAIR_SECONDS = 10.0
 
 
 class Stack(NamedTuple):
-    """Transformer blocks of a text-to-image model, and its share of steps with NegToMe."""
+    """A DiT as wide as a text-to-image model, with fewer blocks, and how many images it makes at a time."""
 
-    width: int
-    heads: int
-    tokens: int
+    config: DiTConfig
     images: int
-    blocks: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of an image."""
+        return (self.config.size // self.config.patch) ** 2
 
 
 STACKS = {
-    "SDXL-like: 1280 wide, 1024 tokens": Stack(1280, 20, 1024, 4, 2),
-    "Flux-like: 3072 wide, 2304 tokens": Stack(3072, 24, 2304, 2, 1),
+    "SDXL-like: 1280 wide, 1024 tokens": Stack(DiTConfig(32, 4, 1, 1280, layers=2, heads=20), 4),
+    "Flux-like: 3072 wide, 2304 tokens": Stack(DiTConfig(48, 64, 1, 3072, layers=1, heads=24), 2),
 }
+DIGITS = "whole sampler of the experiment neg_tome: 64 wide, 16 tokens"
 
 
 class Comparison(NamedTuple):
@@ -83,9 +89,9 @@ def run(repeats: int = 21) -> dict[str, Any]:
         ``settings``; ``one_core`` and ``all_cores`` by comparison: ``ratio_median`` is the peer's time over
         ours, ``apart`` how far the two results are from each other, ``roofline_seconds`` the least time at
         the measured peaks; ``memory`` by comparison, ``ours_bytes`` and ``peer_bytes``; ``sampling_step`` by
-        stack of blocks: ``share``, by how much NegToMe in every block makes a step longer, and
-        ``flops_share``, the same of floating-point operations, for steps in its window; ``paper_share`` is
-        that of the paper over all steps.
+        network: ``share``, by how much NegToMe in every block makes a step longer, and ``flops_share``, the
+        same of floating-point operations, for steps in its window; ``paper_share`` is that of the paper over
+        all steps.
 
     Raises:
         ImportError: torch is not installed.
@@ -383,70 +389,73 @@ def _growth(program: Callable[[], Any]) -> int | None:
     return peak_growth(program)
 
 
-def stack_params(stack: Stack) -> list[dict[str, jax.Array]]:
-    """Weights of the blocks, and the shifts, scales and gates that a DiT makes of the timestep.
+def stack_params(stack: Stack) -> Any:
+    """Random parameters of a DiT, without the zeros that shut its blocks at the start of a training.
 
     Args:
         stack: the sizes.
 
     Returns:
-        A dictionary for each block.
+        A tree.
 
     Example:
-        >>> [sorted(block) for block in stack_params(Stack(8, 2, 4, 1, 1))]
-        [['down', 'modulation', 'out', 'qkv', 'up']]
+        >>> sorted(stack_params(Stack(DiTConfig(4, 2, 2, 8, layers=1, heads=2), 1))["blocks"]["0"])
+        ['attention', 'feed_forward', 'modulation']
     """
-    width = stack.width
-    shapes = {
-        "qkv": (width, 3 * width),
-        "out": (width, width),
-        "up": (width, 4 * width),
-        "down": (4 * width, width),
-    }
-    blocks = []
-    for key in jax.random.split(jax.random.key(0), stack.blocks):
-        keys = jax.random.split(key, len(shapes))
-        block = {
-            name: jax.random.normal(k, shape) / shape[0] ** 0.5
-            for k, (name, shape) in zip(keys, shapes.items(), strict=True)
-        }
-        blocks.append({**block, "modulation": 0.1 * jax.random.normal(key, (6, stack.images, 1, width))})
-    return blocks
+    leaves, structure = jax.tree.flatten(jax.eval_shape(dit(stack.config).init, jax.random.key(0)))
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    drawn = [
+        jax.random.normal(key, leaf.shape) / leaf.shape[0] ** 0.5
+        for key, leaf in zip(keys, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(structure, drawn)
 
 
 def run_stack(
-    stack: Stack, blocks: list[dict[str, jax.Array]], x: jax.Array, t: jax.Array, config: NegToMeConfig | None
+    stack: Stack, params: Any, x: jax.Array, t: jax.Array, config: NegToMeConfig | None
 ) -> jax.Array:
-    """The blocks of a step, with NegToMe before each attention's out-projection, as in Flux.
+    """What the network makes of latents in a step, with NegToMe before each attention's out-projection.
 
     Args:
         stack: the sizes.
-        blocks: of `stack_params`.
-        x: tokens ``[images, tokens, width]``.
+        params: of `stack_params`.
+        x: latents ``[images, size, size, channels]``.
         t: the timestep.
         config: of NegToMe; None: without.
 
     Returns:
-        Tokens.
+        An array like the latents.
 
     Example:
-        >>> stack = Stack(8, 2, 4, 1, 1)
-        >>> run_stack(stack, stack_params(stack), jnp.ones((1, 4, 8)), jnp.array(950.0), None).shape
-        (1, 4, 8)
+        >>> stack = Stack(DiTConfig(4, 2, 2, 8, layers=1, heads=2), 1)
+        >>> run_stack(stack, stack_params(stack), jnp.ones((1, 4, 4, 2)), jnp.array(950.0), None).shape
+        (1, 4, 4, 2)
     """
-    hook = (lambda h: h) if config is None else negtome_hook(config, t)
-    for block in blocks:
-        m = block["modulation"]
-        q, k, v = jnp.split(modulated(x, m[0], m[1]) @ block["qkv"], 3, axis=-1)
-        heads = (*x.shape[:2], stack.heads, -1)
-        mixed = attend(q.reshape(heads), k.reshape(heads), v.reshape(heads)).reshape(x.shape)
-        x = x + m[2] * (hook(mixed) @ block["out"])
-        x = x + m[5] * (jax.nn.gelu(modulated(x, m[3], m[4]) @ block["up"]) @ block["down"])
-    return x
+    hook = None if config is None else negtome_hook(config, t)
+    return dit(stack.config).apply(params, x, jnp.broadcast_to(t, x.shape[:1]), attention_hook=hook)
+
+
+def stack_latents(stack: Stack) -> jax.Array:
+    """Latents of images that share some of what they show.
+
+    Args:
+        stack: the sizes.
+
+    Returns:
+        ``[images, size, size, channels]``.
+
+    Example:
+        >>> stack_latents(Stack(DiTConfig(4, 2, 2, 8, layers=1, heads=2), 3)).shape
+        (3, 4, 4, 2)
+    """
+    size, channels = stack.config.size, stack.config.channels
+    pixels = similar_images(stack.images, size**2, channels)[0]
+    return jnp.asarray(pixels.reshape(stack.images, size, size, channels))
 
 
 def _sampling_steps(repeats: int) -> dict[str, dict[str, float]]:
-    return {name: sampling_step(stack, repeats) for name, stack in STACKS.items()}
+    steps = {name: sampling_step(stack, repeats) for name, stack in STACKS.items()}
+    return {**steps, DIGITS: digit_sampler(repeats)}
 
 
 def sampling_step(stack: Stack, repeats: int) -> dict[str, float]:
@@ -460,29 +469,62 @@ def sampling_step(stack: Stack, repeats: int) -> dict[str, float]:
         ``without_seconds``, ``with_seconds``, ``share`` (with / without - 1) and its interval,
         ``outside_share``, ``flops_share``, and ``paper_share``, over all steps.
     """
-    blocks = stack_params(stack)
-    x = jnp.asarray(similar_images(stack.images, stack.tokens, stack.width)[0])
+    params, x = stack_params(stack), stack_latents(stack)
     inside, outside = jnp.array(950.0), jnp.array(500.0)
 
     def compiled(config: NegToMeConfig | None) -> Callable[[jax.Array], Any]:
-        step = jax.jit(lambda blocks, x, t: run_stack(stack, blocks, x, t, config))
-        return lambda t: step(blocks, x, t)
+        step = jax.jit(lambda params, x, t: run_stack(stack, params, x, t, config))
+        return lambda t: step(params, x, t)
 
     plain, pushed = compiled(None), compiled(NegToMeConfig.flux())
     jax.block_until_ready([plain(inside), pushed(inside)])
-    pairs = _pairs(repeats, lambda: plain(inside), lambda: pushed(inside))
-    timing = paired_ratio(lambda: plain(inside), lambda: pushed(inside), pairs)
-    idle = paired_ratio(lambda: plain(outside), lambda: pushed(outside), pairs)
-    N, D = stack.tokens, stack.width
+    idle = _share(lambda: plain(outside), lambda: pushed(outside), repeats)
+    N, D = stack.tokens, stack.config.width
     of_block = stack.images * (24 * N * D**2 + 4 * N**2 * D)
+    return {
+        **_share(lambda: plain(inside), lambda: pushed(inside), repeats),
+        "outside_share": idle["share"],
+        "flops_share": (stack.images - 1) * 2 * N**2 * D / of_block,
+        "paper_share": 0.5 / 13.2,
+    }
+
+
+def digit_sampler(repeats: int, steps: int = 25) -> dict[str, float]:
+    """How much longer the tiny DiT's sampler takes with NegToMe, for eleven of 25 steps, and 4 images.
+
+    Args:
+        repeats: pairs of samples.
+        steps: of sampling.
+
+    Returns:
+        ``without_seconds``, ``with_seconds``, ``share`` and its interval. The blocks are so small that this
+        says nothing about large models.
+    """
+    model, label = digit_network(64, 4, 4), jnp.zeros(4, jnp.int32)
+    stack = Stack(DiTConfig(8, 1, 2, 64, 4, 4, classes=10), 4)
+    params, start = stack_params(stack), stack_latents(stack)
+
+    def sampler(kind: Kind) -> Callable[[], Any]:
+        given = jax.jit(
+            lambda params, start: sample(
+                model, params, [Setting(kind)], start, label, jax.random.key(0), group=4, steps=steps
+            )
+        )
+        return lambda: given(params, start)
+
+    return _share(sampler("none"), sampler("first"), repeats)
+
+
+def _share(plain: Callable[[], Any], pushed: Callable[[], Any], repeats: int) -> dict[str, float]:
+    """By how much the second program takes longer, with its interval."""
+    jax.block_until_ready([plain(), pushed()])
+    pairs = _pairs(repeats, plain, pushed)
+    timing = paired_ratio(plain, pushed, pairs)
     return {
         "without_seconds": timing["ours_seconds"],
         "with_seconds": timing["peer_seconds"],
         "share": timing["ratio_median"] - 1,
         "share_low": timing["ratio_low"] - 1,
         "share_high": timing["ratio_high"] - 1,
-        "outside_share": idle["ratio_median"] - 1,
-        "flops_share": (stack.images - 1) * 2 * N**2 * D / of_block,
-        "paper_share": 0.5 / 13.2,
         "pairs": pairs,
     }

@@ -9,8 +9,9 @@ import pytest
 
 from experiments.benchmarks import guidance
 from jaxneg.diffusion import NegToMeConfig, negtome_batch
+from jaxneg.nn.dit import DiTConfig, dit
 
-TINY = guidance.Stack(width=8, heads=2, tokens=6, images=3, blocks=2)
+TINY = guidance.Stack(DiTConfig(6, 2, 2, width=8, layers=2, heads=2), images=3)
 
 
 def small_comparisons():
@@ -49,28 +50,44 @@ def test_what_is_compared():
     assert comparison.flops == 6 * 2 * 64**2 * 32
 
 
-def test_the_blocks_have_the_hook_before_the_projection():
-    blocks, x = guidance.stack_params(TINY), jnp.asarray(guidance.similar_images(3, 6, 8)[0])
+def test_the_network_has_the_hook():
+    """In the window it is the network with the merge in every block, outside the network alone."""
+    params, x = guidance.stack_params(TINY), guidance.stack_latents(TINY)
 
     @jax.jit
-    def both(t):
+    def all_of_them(t):
         config = NegToMeConfig(threshold=0.2)
-        return [guidance.run_stack(TINY, blocks, x, t, each) for each in (None, config)]
+        by_hand = dit(TINY.config).apply(
+            params,
+            x,
+            jnp.broadcast_to(t, 3),
+            attention_hook=lambda h, _: negtome_batch(h, alpha=0.9, threshold=0.2),
+        )
+        return [guidance.run_stack(TINY, params, x, t, each) for each in (None, config)], by_hand
 
-    plain, pushed = both(950.0)
+    (plain, pushed), by_hand = all_of_them(950.0)
     assert plain.shape == x.shape
-    np.testing.assert_allclose(pushed[0], plain[0], rtol=1e-5, atol=1e-5)  # the reference of the others
+    np.testing.assert_allclose(pushed, by_hand, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(pushed[0], plain[0], rtol=1e-4, atol=1e-4)  # the reference of the others
     assert np.abs(pushed - plain)[1:].max() > 1e-2
-    outside = both(500.0)
-    np.testing.assert_allclose(*outside, rtol=1e-5, atol=1e-5)
+    outside, _ = all_of_them(500.0)
+    np.testing.assert_allclose(*outside, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
 def test_a_step_is_timed():
     row = guidance.sampling_step(TINY, 2)
-    N, D = TINY.tokens, TINY.width
+    N, D = TINY.tokens, TINY.config.width
+    assert N == 9
     assert row["flops_share"] == pytest.approx(2 / 3 * 2 * N**2 * D / (24 * N * D**2 + 4 * N**2 * D))
     assert row["with_seconds"] > 0
+    assert row["share_low"] <= row["share"] <= row["share_high"]
+
+
+@pytest.mark.slow
+def test_the_digits_are_timed():
+    row = guidance.digit_sampler(2, steps=2)
+    assert 0 < row["without_seconds"] < 60
     assert row["share_low"] <= row["share"] <= row["share_high"]
 
 
