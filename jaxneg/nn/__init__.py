@@ -7,9 +7,33 @@ from jaxneg.nn.contraction import contract, convolve
 from jaxneg.nn.deeplab import deeplab_head
 from jaxneg.nn.denoising_mlp import denoising_mlp
 from jaxneg.nn.dit import DIT_B_2, DIT_L_2, DIT_RULES, DIT_S_2, DIT_XL_2, DiTConfig, dit
+from jaxneg.nn.encoder_decoder import (
+    ENCODER_DECODER_RULES,
+    T5_BASE,
+    T5_SMALL,
+    T5_V1_1_BASE,
+    T5_V1_1_SMALL,
+    DecoderCache,
+    Encoder,
+    EncoderDecoder,
+    EncoderDecoderConfig,
+    encoder_decoder,
+    encoder_decoder_from_torch,
+)
 from jaxneg.nn.mlp import MLP_RULES, mlp
+from jaxneg.nn.rationale_judge import RationaleJudge, rationale_judge
 from jaxneg.nn.resnet import resnet, resnet_from_torch
-from jaxneg.nn.transformer import LLAMA_3_2_1B, TRANSFORMER_RULES, TransformerConfig, transformer
+from jaxneg.nn.transformer import (
+    LLAMA_3_2_1B,
+    TRANSFORMER_RULES,
+    Cache,
+    Probe,
+    RotaryScaling,
+    TransformerConfig,
+    init_cache,
+    transformer,
+    transformer_from_torch,
+)
 from jaxneg.nn.unet import UNetConfig, unet
 
 __all__ = [
@@ -18,13 +42,26 @@ __all__ = [
     "DIT_RULES",
     "DIT_S_2",
     "DIT_XL_2",
+    "ENCODER_DECODER_RULES",
     "LLAMA_3_2_1B",
     "MLP_RULES",
+    "T5_BASE",
+    "T5_SMALL",
+    "T5_V1_1_BASE",
+    "T5_V1_1_SMALL",
     "TRANSFORMER_RULES",
     "BatchNorm",
+    "Cache",
+    "DecoderCache",
     "DiTConfig",
+    "Encoder",
+    "EncoderDecoder",
+    "EncoderDecoderConfig",
     "Model",
     "NormalisedModel",
+    "Probe",
+    "RationaleJudge",
+    "RotaryScaling",
     "TransformerConfig",
     "UNetConfig",
     "bridge",
@@ -34,11 +71,16 @@ __all__ = [
     "deeplab_head",
     "denoising_mlp",
     "dit",
+    "encoder_decoder",
+    "encoder_decoder_from_torch",
+    "init_cache",
     "mean_statistics",
     "mlp",
+    "rationale_judge",
     "resnet",
     "resnet_from_torch",
     "timestep_embedding",
     "transformer",
+    "transformer_from_torch",
     "unet",
 ]
