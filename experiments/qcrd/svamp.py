@@ -198,8 +198,8 @@ def svamp_accuracy(
     corpus = corpus_of(train, kind, ids, arm)
     judge = None
     if arm == "qcrd":
-        nothing = np.zeros_like(corpus.pos[:, :0])
-        judge = train_judge(recipe, seed, corpus, nothing, np.zeros_like(corpus.pos_valid[:, :0]))
+        nothing = np.full_like(corpus.pos, recipe.pad)  # one sample a question: none is in the minority
+        judge = train_judge(recipe, seed, corpus, nothing, np.zeros_like(corpus.pos_valid))
     course = train_arm(recipe, seed, arm, corpus, judge)
     questions = tokens_of([row.words for row in test], ids, QUESTION_LENGTH, PREDICT)
     found, _ = programs(recipe).write(jax.random.key(seed), course.student, questions, LABEL_LENGTH, 0.0)
