@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import inspect
 import shlex
+import textwrap
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,7 +47,8 @@ a verdict on every claim.
 
 COMMAND --help shows the options of a command.
 
-experiments: {experiments}
+experiments:
+{experiments}
 """
 
 
@@ -65,7 +67,10 @@ def main(arguments: Sequence[str]) -> int:
     """
     commands = {"list": _list, "run": _run, "report": _report, "compile": _compile, "bench": _bench}
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(HELP.format(experiments=", ".join(available_experiments())), end="")
+        names = textwrap.fill(
+            ", ".join(available_experiments()), 80, initial_indent="  ", subsequent_indent="  "
+        )
+        print(HELP.format(experiments=names), end="")
         return 0 if arguments else 2
     command, rest = arguments[0], list(arguments[1:])
     try:
