@@ -23,9 +23,9 @@ import numpy as np
 import optax
 
 from experiments.bench import machine_peaks, median_seconds, paired_ratio, roofline_seconds
-from experiments.benchmarks.multitask_step import distance
 from experiments.claims import median_interval
 from experiments.isolated import available_cores, in_a_process
+from experiments.peers import distance
 from jaxneg.diffusion import (
     cosine_schedule,
     interval_clustering,

@@ -12,7 +12,6 @@ formula.
 """
 
 import gc
-import importlib
 import math
 from collections.abc import Callable, Mapping
 from types import ModuleType
@@ -24,8 +23,8 @@ import numpy as np
 import optax
 
 from experiments.bench import machine_peaks, median_seconds, paired_ratio
-from experiments.benchmarks.multitask_step import distance, require_same
 from experiments.isolated import available_cores, in_a_process, peak_growth
+from experiments.peers import distance, require_same_step, torch_for
 from jaxneg.diffusion import ddim_sample, denoising_loss, linear_schedule, sampling_timesteps
 from jaxneg.nn import DiTConfig, dit
 from jaxneg.nn.dit import plane_positions
@@ -87,7 +86,7 @@ def run(repeats: int = 7) -> dict[str, Any]:
         ImportError: torch is not installed.
         RuntimeError: the two sides do not compute the same.
     """
-    torch, cores = _torch(), available_cores()
+    torch, cores = torch_for("diffusion"), available_cores()
     return {
         "settings": {
             "torch": torch.__version__,
@@ -167,15 +166,6 @@ def our_samples(setting: Setting) -> Callable[..., jax.Array]:
     return sample
 
 
-def _torch() -> ModuleType:
-    try:
-        return importlib.import_module("torch")
-    except ImportError as error:
-        raise ImportError(
-            f"the benchmark 'diffusion' measures against PyTorch ({error}); pip install 'jaxneg[bench]'"
-        ) from error
-
-
 class Peer:
     """The same network, train step and sampler in PyTorch.
 
@@ -185,7 +175,7 @@ class Peer:
     """
 
     def __init__(self, setting: Setting, kind: str) -> None:
-        self.torch = torch = _torch()
+        self.torch = torch = torch_for("diffusion")
         torch.set_num_threads(len(available_cores()))
         torch.manual_seed(0)
         self.setting, self.network = setting, peer_network(torch, setting)
@@ -363,7 +353,7 @@ def _times(setting: Setting, repeats: int) -> dict[str, Any]:
         # A copy: what a step is given is gone afterwards.
         first = compiled(jax.tree.map(jnp.copy, params), TX.init(params), batch)
         losses, directions = (np.asarray(first[2]), peer.train().numpy()), first[1][0].mu
-        same = require_same(kind, losses, (directions, peer.direction()), 1e-4)
+        same = require_same_step(kind, losses, (directions, peer.direction()), 1e-4)
         timing = paired_ratio(_repeated(compiled, first[:2], batch), peer.train, repeats)
         measured["train"][kind] = same | _rates(timing, setting) | _roofline(timing, compiled, peaks, 1)
     state = init_state(params, TX, jax.random.key(0))

@@ -15,7 +15,6 @@ but few blocks, with NegToMe in every block, beside its share of the blocks' flo
 the whole sampler of the tiny DiT of the experiment neg_tome.
 """
 
-import importlib
 import math
 import time
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from experiments.bench import machine_peaks, paired_ratio, roofline_seconds
 from experiments.isolated import available_cores, in_a_process, peak_growth
 from experiments.neg_tome.network import digit_network
 from experiments.neg_tome.sampling import Kind, Setting, sample
+from experiments.peers import require_same, torch_for
 from jaxneg.diffusion import (
     NegToMeConfig,
     nasa_cross_attention,
@@ -97,7 +97,7 @@ def run(repeats: int = 21) -> dict[str, Any]:
         ImportError: torch is not installed.
         RuntimeError: two sides compute different numbers.
     """
-    torch = _torch()
+    torch = torch_for("guidance")
     cores = available_cores()
     return {
         "settings": {
@@ -291,46 +291,8 @@ COMPARISONS = {
 """What is compared, by name."""
 
 
-def require_same(name: str, ours: np.ndarray, peer: np.ndarray) -> float:
-    """Refuses to go on where two results differ.
-
-    Args:
-        name: for the message.
-        ours: our result.
-        peer: the peer's.
-
-    Returns:
-        The largest difference over the largest number.
-
-    Raises:
-        RuntimeError: it is above 1e-4, or not finite.
-
-    Example:
-        >>> require_same("sum", np.ones(3), np.ones(3))
-        0.0
-    """
-    apart = float(np.max(np.abs(ours - peer)) / np.max(np.abs(peer)))
-    if not apart <= 1e-4:
-        raise RuntimeError(
-            f"{name}: the two sides are {apart:.1e} apart: they are not the same, and not timed"
-        )
-    return apart
-
-
-def _torch() -> ModuleType:
-    """Torch on the cores of this process; only this benchmark needs it."""
-    try:
-        torch = importlib.import_module("torch")
-    except ImportError as error:
-        raise ImportError(
-            f"the benchmark 'guidance' measures against PyTorch ({error}); pip install 'jaxneg[bench]'"
-        ) from error
-    torch.set_num_threads(len(available_cores()))
-    return torch
-
-
 def _times(names: tuple[str, ...], repeats: int) -> dict[str, dict[str, float]]:
-    torch, peaks, measured = _torch(), machine_peaks(), {}
+    torch, peaks, measured = torch_for("guidance"), machine_peaks(), {}
     for name in names:
         comparison = COMPARISONS[name]
         arrays = comparison.inputs()
@@ -373,7 +335,7 @@ def _our_memory(name: str) -> int | None:
 
 
 def _peer_memory(name: str) -> int | None:
-    torch, comparison = _torch(), COMPARISONS[name]
+    torch, comparison = torch_for("guidance"), COMPARISONS[name]
     tensors = [torch.from_numpy(array) for array in comparison.inputs()]
 
     def program() -> Any:

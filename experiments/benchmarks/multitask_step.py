@@ -30,6 +30,7 @@ import optax
 
 from experiments.bench import machine_peaks, paired_ratio, roofline_seconds
 from experiments.isolated import available_cores, in_a_process, peak_growth
+from experiments.peers import require_same_step
 from jaxneg.mtl import multitask
 from jaxneg.nn import resnet, resnet_from_torch
 from jaxneg.train import SplitLoss, TrainState, init_state, make_step
@@ -393,57 +394,6 @@ def peer_encoder(torch: ModuleType, width: int) -> Any:
     return Encoder()
 
 
-def distance(ours: Any, theirs: Any) -> float:
-    """How far two trees of arrays are from each other, relative to the second's length.
-
-    Example:
-        >>> import numpy as np
-        >>> distance({"a": np.array([3.0, 4.5])}, {"a": np.array([3.0, 4.0])})
-        0.1
-    """
-    pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
-    squares = [
-        (np.sum((np.asarray(a, np.float64) - np.asarray(b, np.float64)) ** 2), np.sum(np.square(b)))
-        for a, b in pairs
-    ]
-    apart, length = np.sum(np.asarray(squares, np.float64), axis=0)
-    return float(np.sqrt(apart / length))
-
-
-def require_same(
-    method: str, losses: tuple[Any, Any], directions: tuple[Any, Any], tolerance: float | None
-) -> dict[str, float]:
-    """Refuses to go on where two steps are not the same.
-
-    Args:
-        method: for the message.
-        losses: ours and the peer's.
-        directions: likewise, trees of arrays.
-        tolerance: how far the directions may be from each other; None where they are random.
-
-    Returns:
-        ``losses_apart``, and ``direction_apart`` unless the method is random.
-
-    Raises:
-        RuntimeError: they are too far from each other, or not finite.
-
-    Example:
-        >>> require_same("equal", (1.0, 1.0), (2.0, 2.0), 1e-3)
-        {'losses_apart': 0.0, 'direction_apart': 0.0}
-    """
-    apart = {"losses_apart": distance(*losses)}
-    if not apart["losses_apart"] <= 1e-4:
-        raise RuntimeError(f"{method}: the two sides' losses are {apart['losses_apart']:.1e} apart")
-    if tolerance is not None:
-        apart["direction_apart"] = distance(*directions)
-        if not apart["direction_apart"] <= tolerance:
-            raise RuntimeError(
-                f"{method}: the two sides' directions are {apart['direction_apart']:.1e} apart, more than"
-                f" {tolerance:.0e}: they are different steps, and not timed"
-            )
-    return apart
-
-
 def _times(setting: Setting, repeats: int) -> dict[str, dict[str, float]]:
     peaks = machine_peaks()
     batch = jax.tree.map(jnp.asarray, batch_of(setting))
@@ -458,7 +408,7 @@ def _times(setting: Setting, repeats: int) -> dict[str, dict[str, float]]:
         state, metrics = compiled(state, batch)
         losses, peer_losses = np.asarray(metrics["losses"]), peer().numpy()
         directions = (state.opt_state[1][0].mu, peer.direction())
-        apart = require_same(method, (losses, peer_losses), directions, compared.tolerance)
+        apart = require_same_step(method, (losses, peer_losses), directions, compared.tolerance)
         kept = [state]
 
         def ours(compiled: Any = compiled, kept: list[TrainState] = kept) -> Any:

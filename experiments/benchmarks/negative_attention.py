@@ -9,7 +9,6 @@ Memory is the peak of the resident set over one call, less the resident set befo
 its own (`experiments.isolated.peak_growth`).
 """
 
-import importlib
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ import numpy as np
 
 from experiments.bench import machine_peaks, paired_ratio, roofline_seconds
 from experiments.isolated import available_cores, in_a_process, peak_growth
+from experiments.peers import require_same, torch_for
 from jaxneg.language import attention_score_pairs, negative_attention_score
 
 
@@ -59,7 +59,7 @@ def run(repeats: int = 7) -> dict[str, Any]:
         ImportError: torch is not installed.
         RuntimeError: two sides compute different numbers.
     """
-    torch, cores = _torch(), available_cores()
+    torch, cores = torch_for("negative_attention"), available_cores()
     names = tuple(SIZES)
     return {
         "settings": {
@@ -132,46 +132,8 @@ def peer_scores(torch: ModuleType, query: Any, key: Any, places: Any) -> Any:
     return torch.stack(found, dim=1)
 
 
-def require_same(name: str, ours: np.ndarray, peer: np.ndarray) -> float:
-    """Refuses to go on where two results differ.
-
-    Args:
-        name: for the message.
-        ours: our result.
-        peer: the peer's.
-
-    Returns:
-        The largest difference over the largest number.
-
-    Raises:
-        RuntimeError: it is above 1e-4, or not finite.
-
-    Example:
-        >>> require_same("scores", np.ones(3), np.ones(3))
-        0.0
-    """
-    apart = float(np.max(np.abs(ours - peer)) / np.max(np.abs(peer)))
-    if not apart <= 1e-4:
-        raise RuntimeError(
-            f"{name}: the two sides are {apart:.1e} apart: they are not the same, and not timed"
-        )
-    return apart
-
-
-def _torch() -> ModuleType:
-    """Torch on the cores of this process; only this benchmark needs it."""
-    try:
-        torch = importlib.import_module("torch")
-    except ImportError as error:
-        raise ImportError(
-            f"'negative_attention' measures against PyTorch ({error}); pip install 'jaxneg[bench]'"
-        ) from error
-    torch.set_num_threads(len(available_cores()))
-    return torch
-
-
 def _times(names: tuple[str, ...], repeats: int) -> dict[str, dict[str, float]]:
-    torch, peaks, measured = _torch(), machine_peaks(), {}
+    torch, peaks, measured = torch_for("negative_attention"), machine_peaks(), {}
     for name in names:
         ours, peer = _ours(name), _peer(torch, name)
         apart = require_same(name, np.asarray(ours()), peer().numpy())
@@ -206,6 +168,6 @@ def _our_memory(name: str) -> int | None:
 
 
 def _peer_memory(name: str) -> int | None:
-    program = _peer(_torch(), name)
+    program = _peer(torch_for("negative_attention"), name)
     program()
     return peak_growth(program)

@@ -10,9 +10,7 @@ Ours encodes a question once for all its rationales, and differentiates only tho
 peer encodes once too, which shows how much of the difference is that.
 """
 
-import importlib
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -21,8 +19,8 @@ import numpy as np
 import optax
 
 from experiments.bench import machine_peaks, paired_ratio, roofline_seconds
-from experiments.benchmarks.multitask_step import require_same
 from experiments.isolated import available_cores, in_a_process
+from experiments.peers import require_same_step, torch_for
 from jaxneg.language import QCRDConfig, QCRDState, init_qcrd, make_qcrd_step
 from jaxneg.nn import EncoderDecoderConfig, encoder_decoder
 
@@ -62,7 +60,7 @@ def run(repeats: int = 11) -> dict[str, Any]:
         ImportError: torch is not installed.
         RuntimeError: the two sides do not compute the same.
     """
-    torch = _torch()
+    torch = torch_for("qcrd")
     setting, cores = Setting(), available_cores()
     return {
         "settings": {
@@ -136,7 +134,7 @@ class PeerStep:
     """
 
     def __init__(self, setting: Setting, params: Any, *, encode_once: bool) -> None:
-        self.torch = torch = _torch()
+        self.torch = torch = torch_for("qcrd")
         torch.set_num_threads(len(available_cores()))
         self.setting, self.encode_once = setting, encode_once
         self.weights = {
@@ -244,15 +242,6 @@ def named(params: Any) -> dict[str, np.ndarray]:
     }
 
 
-def _torch() -> ModuleType:
-    try:
-        return importlib.import_module("torch")
-    except ImportError as error:
-        raise ImportError(
-            f"the benchmark 'qcrd' measures against PyTorch ({error}); pip install 'jaxneg[bench]'"
-        ) from error
-
-
 def _flops(setting: Setting) -> float:
     """Of our products: both encodings, the label, all rationales forwards, the chosen ones backwards too."""
     square, wide = setting.width**2, setting.width * setting.hidden
@@ -286,7 +275,7 @@ def _times(setting: Setting, repeats: int) -> dict[str, dict[str, float]]:
         losses = np.asarray(metrics["loss"]), peer().numpy()
         moments, theirs = named(state.opt_state["student"][0].mu), peer.direction()
         directions = list(moments.values()), [theirs[path] for path in moments]
-        apart = require_same(name, losses, directions, 1e-3)
+        apart = require_same_step(name, losses, directions, 1e-3)
         timing = paired_ratio(ours, peer, repeats)
         measured[name] = {
             **timing,

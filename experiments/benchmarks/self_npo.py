@@ -11,7 +11,6 @@ Full simulation is what the truncation saves: all S jumps from noise to data, an
 uniform level of fresh noise, by the same network, optimiser and average.
 """
 
-import importlib
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -22,8 +21,8 @@ import numpy as np
 import optax
 
 from experiments.bench import machine_peaks, paired_ratio, roofline_seconds
-from experiments.benchmarks.multitask_step import require_same
 from experiments.isolated import available_cores, in_a_process
+from experiments.peers import require_same_step, torch_for
 from jaxneg.diffusion import (
     SelfNPOState,
     add_noise,
@@ -84,7 +83,7 @@ def run(repeats: int = 21) -> dict[str, Any]:
         ImportError: torch is not installed.
         RuntimeError: the two sides do not compute the same.
     """
-    torch = _torch()
+    torch = torch_for("self_npo")
     setting, cores = Setting(), available_cores()
     return {
         "settings": {
@@ -211,15 +210,6 @@ def _model(setting: Setting) -> Any:
     )
 
 
-def _torch() -> ModuleType:
-    try:
-        return importlib.import_module("torch")
-    except ImportError as error:
-        raise ImportError(
-            f"the benchmark 'self_npo' measures against PyTorch ({error}); pip install 'jaxneg[bench]'"
-        ) from error
-
-
 class PeerStep:
     """The official loop on a torch network of the same shape.
 
@@ -231,7 +221,7 @@ class PeerStep:
     """
 
     def __init__(self, setting: Setting, guidance: float, params: Any, *, at_once: bool = False) -> None:
-        self.torch = torch = _torch()
+        self.torch = torch = torch_for("self_npo")
         torch.set_num_threads(len(available_cores()))
         torch.manual_seed(0)
         self.setting, self.guidance, self.at_once = setting, guidance, at_once
@@ -356,7 +346,7 @@ def _named(params: Any) -> dict[str, np.ndarray]:
 
 
 def _load(network: Any, params: Any) -> Any:
-    torch = _torch()
+    torch = torch_for("self_npo")
     arrays = {name: torch.from_numpy(np.array(array)) for name, array in _named(params).items()}
     network.load_state_dict(arrays | {"rates": network.rates})
     return network
@@ -406,7 +396,7 @@ def _compared(
         state, metrics = begin()
         losses = np.asarray(metrics["loss"]), peer(our_draws(first, setting)).numpy()
         moments = list(_named(state.opt_state[1][0].mu).values())
-        apart = require_same(name, losses, (moments, peer.direction()), 1e-3)
+        apart = require_same_step(name, losses, (moments, peer.direction()), 1e-3)
         timing = paired_ratio(ours, peer, repeats)
         measured[name] = {
             **timing,

@@ -16,7 +16,6 @@ the resident set over one call, less the resident set before it, each in a proce
 (`experiments.isolated.peak_growth`).
 """
 
-import importlib
 import math
 import time
 from collections.abc import Callable
@@ -29,8 +28,8 @@ import numpy as np
 import optax
 
 from experiments.bench import machine_peaks, paired_ratio, roofline_seconds
-from experiments.benchmarks.multitask_step import require_same
 from experiments.isolated import available_cores, in_a_process, peak_growth
+from experiments.peers import require_same_step, torch_for
 from jaxneg.nn import TransformerConfig, transformer
 from jaxneg.train import init_state, make_step
 from jaxneg.unlearning import (
@@ -87,7 +86,7 @@ def run(repeats: int = 21) -> dict[str, Any]:
         ImportError: torch is not installed.
         RuntimeError: two sides compute different numbers.
     """
-    torch = _torch()
+    torch = torch_for("unlearning")
     cores, logits, step = available_cores(), Logits(), Step()
     return {
         "settings": {
@@ -179,7 +178,7 @@ def peer_loss(arrays: dict[str, np.ndarray], with_logits: bool) -> Callable[[], 
     Returns:
         A program that gives the loss and the gradients of both logits.
     """
-    torch = _torch()
+    torch = torch_for("unlearning")
     logits = {part: torch.from_numpy(arrays[part]).requires_grad_() for part in ("forget", "retain")}
     labels = {part: torch.from_numpy(arrays[f"{part}_labels"]).long() for part in logits}
     reference = torch.from_numpy(arrays["reference"])
@@ -264,7 +263,7 @@ class PeerStep:
     """
 
     def __init__(self, size: Step, params: Any, *, in_the_step: bool) -> None:
-        self.torch = torch = _torch()
+        self.torch = torch = torch_for("unlearning")
         self.model, self.reference = (peer_model(torch, size, params) for _ in range(2))
         self.reference.requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
@@ -381,18 +380,6 @@ def _model(size: Step) -> TransformerConfig:
     return TransformerConfig(size.vocab, size.width, size.layers, size.heads, hidden=size.width * 8 // 3)
 
 
-def _torch() -> ModuleType:
-    """Torch on the cores of this process; only this benchmark needs it."""
-    try:
-        torch = importlib.import_module("torch")
-    except ImportError as error:
-        raise ImportError(
-            f"the benchmark 'unlearning' measures against PyTorch ({error}); pip install 'jaxneg[bench]'"
-        ) from error
-    torch.set_num_threads(len(available_cores()))
-    return torch
-
-
 def _times(logits: Logits, step: Step, repeats: int) -> dict[str, dict[str, float]]:
     peaks = machine_peaks()
     return {**_losses_compared(logits, repeats, peaks), **_steps_compared(step, repeats, peaks)}
@@ -403,7 +390,7 @@ def _losses_compared(size: Logits, repeats: int, peaks: dict[str, float]) -> dic
     for name, with_logits in (("reference_likelihoods", False), ("reference_logits", True)):
         ours, peer = our_loss(arrays, with_logits), peer_loss(arrays, with_logits)
         (loss, gradients), (peer_value, peer_gradients) = ours(), peer()
-        apart = require_same(
+        apart = require_same_step(
             name,
             (np.asarray(loss), peer_value.numpy()),
             (
@@ -435,7 +422,7 @@ def _steps_compared(size: Step, repeats: int, peaks: dict[str, float]) -> dict[s
         peer = PeerStep(size, first.params, in_the_step=in_the_step)
         losses = np.asarray(ours()[1]["loss"]), peer().numpy()
         moments = _named(kept[0].opt_state[0].mu)
-        apart = require_same(name, losses, (moments, peer.direction()), 1e-3)
+        apart = require_same_step(name, losses, (moments, peer.direction()), 1e-3)
         measured[name] = _compared(ours, peer, repeats, apart, roofline_seconds(flops, 0, peaks))
     return measured
 

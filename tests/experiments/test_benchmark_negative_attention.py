@@ -28,12 +28,10 @@ def test_what_is_counted():
     assert bench.Size(8, 512, 12, 12, 64) in bench.SIZES.values()
 
 
-def test_absent_peers_and_different_results_are_refused(monkeypatch):
+def test_absent_peers_are_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ImportError, match=r"measures against PyTorch .* pip install 'jaxneg\[bench\]'"):
         bench.run()
-    with pytest.raises(RuntimeError, match=r"tiny: the two sides are 1\.0e\+00 apart: they are not the same"):
-        bench.require_same("tiny", np.zeros(2), np.ones(2))
 
 
 @pytest.mark.slow

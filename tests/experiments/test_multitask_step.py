@@ -24,24 +24,6 @@ def test_absent_peers_are_named(monkeypatch):
         multitask_step.run()
 
 
-def test_different_steps_are_refused():
-    same = (np.ones(3), np.ones(3))
-    tree = {"a": np.array([3.0, 4.0]), "b": np.zeros(2)}
-    other = {"a": np.array([3.0, 4.0]), "b": np.array([0.0, 0.1])}
-    apart = multitask_step.require_same("uw", same, (other, tree), 0.1)
-    assert apart == {"losses_apart": 0.0, "direction_apart": pytest.approx(0.02)}
-    with pytest.raises(
-        RuntimeError, match=r"uw: the two sides' directions are 2.0e-02 apart, more than 1e-04"
-    ):
-        multitask_step.require_same("uw", same, (other, tree), 1e-4)
-    with pytest.raises(RuntimeError, match="directions are nan apart"):
-        multitask_step.require_same("uw", same, ({"a": np.full(2, np.nan)}, {"a": np.ones(2)}), 1e-4)
-    with pytest.raises(RuntimeError, match=r"uw: the two sides' losses are 1\.0e-01 apart"):
-        multitask_step.require_same("uw", (np.full(3, 1.1), np.ones(3)), (tree, tree), 1e-4)
-    # A random direction is not compared.
-    assert multitask_step.require_same("rlw", same, (other, tree), None) == {"losses_apart": 0.0}
-
-
 def test_every_method_has_a_step_of_ours():
     params = {"encoder": {"w": jnp.zeros(4)}, "heads": {"00": jnp.zeros(2), "01": jnp.zeros(2)}}
     for method in multitask_step.METHODS:
