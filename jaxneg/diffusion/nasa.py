@@ -193,8 +193,9 @@ def nasa_cross_attention(
 
 def _attend(q: Array, prompts: Sequence[_Prompt], combine: Callable[..., Any]) -> Any:
     """``combine`` of the prompts' outputs ``[B, H, N, d]``, block after block, as ``[B, N, H, d]``."""
-    # With the heads in front, once, each block's products are plain ones.
-    prompts = [(k.swapaxes(1, 2), v.swapaxes(1, 2), mask) for k, v, mask in prompts]
+    # With the heads in front, once, each block's products are plain ones; and keys are fewer than scores.
+    scale = q.shape[-1] ** -0.5
+    prompts = [(k.swapaxes(1, 2) * scale, v.swapaxes(1, 2), mask) for k, v, mask in prompts]
     blocks = []
     for start in range(0, q.shape[1], _ROWS):
         own = q[:, start : start + _ROWS].swapaxes(1, 2)
@@ -204,9 +205,9 @@ def _attend(q: Array, prompts: Sequence[_Prompt], combine: Callable[..., Any]) -
 
 
 def _output(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
-    """``softmax(q k^T / sqrt(d)) v`` of ``[B, H, N, d]``; it is the outputs that are divided by the sum."""
+    """``softmax(q k^T) v`` of ``[B, H, N, d]``; it is the outputs that are divided by the sum."""
     wide = jnp.promote_types(q.dtype, jnp.float32)
-    scores = jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=wide) * q.shape[-1] ** -0.5
+    scores = jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=wide)
     if mask is not None:
         # A finite number, so that a prompt of padding alone gives no NaN.
         scores = jnp.where(mask[:, None, None], scores, -1e30)
