@@ -125,10 +125,9 @@ PRESETS: dict[str, Config] = {
         methods=CLAIMED,
     ),
     "cpu": Config(),
-    "full": Config(seeds=12, evaluate_at=tuple(range(5, 41, 5)), methods=tuple(METHODS)),
+    # More seeds, evaluations and methods; the papers' models have billions of parameters: `--model-dir`.
     "paper": Config(seeds=12, evaluate_at=tuple(range(5, 41, 5)), methods=tuple(METHODS)),
 }
-"""`full` adds seeds, evaluations and methods to `cpu`; `paper` is the same, for a real model beside it."""
 
 
 def run(config: Config, run_dir: RunDir) -> Outcome:

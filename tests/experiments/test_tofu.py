@@ -209,7 +209,7 @@ def test_names():
     assert set(training.METHODS) == set(STYLES)
     assert set(CLAIMED) <= set(tofu.MAIN) <= set(training.METHODS)
     assert set(tofu.MAIN) <= set(PROTOTYPE)
-    assert set(tofu.PRESETS) == {"smoke", "cpu", "full", "paper"}
+    assert set(tofu.PRESETS) == {"smoke", "cpu", "paper"}
     assert tofu.PRESETS["cpu"] == tofu.Config()
     assert tofu.Config().seeds >= 6
 
