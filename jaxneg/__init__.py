@@ -10,9 +10,20 @@ from types import ModuleType
 
 __version__ = "0.1.0"
 
-_ROOMS = ("diffusion", "language", "mtl", "nn", "retrieval", "train", "unlearning")
+_ROOMS = (
+    "contrastive",
+    "diffusion",
+    "face",
+    "kg",
+    "language",
+    "mtl",
+    "nn",
+    "retrieval",
+    "train",
+    "unlearning",
+)
 
-__all__ = ["diffusion", "language", "mtl", "nn", "retrieval", "train", "unlearning"]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = list(_ROOMS)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> ModuleType:
