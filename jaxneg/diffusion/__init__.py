@@ -13,7 +13,7 @@ from jaxneg.diffusion.ant import (
 from jaxneg.diffusion.conditions import drop_condition, null_like
 from jaxneg.diffusion.diversity import class_entropy, inception_score, mean_pairwise_cosine, vendi_score
 from jaxneg.diffusion.ema import ema_params, track_ema
-from jaxneg.diffusion.gaussian_mixture import GaussianMixtureDenoiser, gaussian_mixture_denoiser
+from jaxneg.diffusion.gaussian_mixture import GaussianMixtureDenoiser, gaussian_mixture_denoiser, gmm_eps
 from jaxneg.diffusion.guidance import guide, guided_noise
 from jaxneg.diffusion.interval_clustering import interval_clustering, interval_cost, timestep_intervals
 from jaxneg.diffusion.lora import lora_apply, lora_init, lora_linear
@@ -128,6 +128,7 @@ __all__ = [
     "ema_params",
     "frechet_distance",
     "gaussian_mixture_denoiser",
+    "gmm_eps",
     "guide",
     "guide_perp_neg",
     "guided_noise",

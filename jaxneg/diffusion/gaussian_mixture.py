@@ -14,7 +14,14 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
-from jaxneg.diffusion.arguments import at_least_float32, at_timesteps, check_timesteps, marginals
+from jaxneg.diffusion.arguments import (
+    at_least_float32,
+    at_timesteps,
+    check_range,
+    check_timesteps,
+    marginals,
+    over_trailing,
+)
 
 
 class GaussianMixtureDenoiser(NamedTuple):
@@ -99,16 +106,7 @@ def gaussian_mixture_denoiser(
             )
         alpha = at_timesteps(alpha_table, t, x.dtype)[:, None]
         sigma = at_timesteps(sigma_table, t, x.dtype)[:, None]
-        variance = (alpha * stds.astype(x.dtype)) ** 2 + sigma**2  # [batch, components], or [batch, 1]
-        offset = x[:, None] - alpha[..., None] * means.astype(x.dtype)  # [batch, components, dim]
-        share = chosen.astype(x.dtype) / jnp.sum(chosen.astype(x.dtype), axis=-1, keepdims=True)
-        log_share = jnp.where(share > 0, jnp.log(jnp.where(share > 0, share, 1)), -jnp.inf)
-        log_joint = (
-            log_share
-            - 0.5 * jnp.sum(offset**2, axis=-1) / variance
-            - 0.5 * dim * jnp.log(2 * jnp.pi * variance)
-        )
-        return alpha, sigma, variance, offset, log_joint
+        return alpha, sigma, *_joint(x, alpha, sigma, means, stds, chosen)
 
     def score(x: Array, t: Array, cond: Any = None) -> Array:
         _, _, variance, offset, log_joint = parts(x, t, cond)
@@ -128,3 +126,78 @@ def gaussian_mixture_denoiser(
         return jax.nn.logsumexp(parts(x, t, cond)[-1], axis=-1)
 
     return GaussianMixtureDenoiser(score, noise, x0, log_density)
+
+
+def gmm_eps(
+    x: Float[Array, "batch dim"],
+    abar: Float[ArrayLike, "*batch"],
+    means: Float[ArrayLike, "components dim"],
+    weights: Float[ArrayLike, "*batch components"],
+    sigma0_sq: Float[ArrayLike, "*components"],
+) -> Float[Array, "batch dim"]:
+    """The noise in x_t of a mixture of isotropic Gaussians, at any alpha-bar and without a table of them.
+
+    ``sqrt(1 - abar) sum_k p_k (x - sqrt(abar) mu_k) / v_k``,
+    ``p_k`` proportional to ``w_k N(x; sqrt(abar) mu_k, v_k I)``, ``v_k = abar sigma0_k^2 + 1 - abar``
+
+    Args:
+        x: noisy data.
+        abar: alpha-bar, one number or one for each example; below 1, or every variance above 0.
+        means: mu.
+        weights: w, not negative; ``[components]``, or a row for each example as a condition; divided by
+            their sum.
+        sigma0_sq: variance of the clean components, not negative; one number or one for each.
+
+    Returns:
+        ``E[eps | x_t]``, of the type of x.
+
+    Raises:
+        TypeError: arrays that are not floating.
+        ValueError: shapes that do not fit, an alpha-bar outside 0..1.
+
+    Source:
+        Bayes' rule for Gaussians; Tweedie's formula, Efron (2011).
+
+    Example:
+        >>> x, abar = jnp.ones((1, 2)), jnp.array([0.75])
+        >>> gmm_eps(x, abar, jnp.zeros((1, 2)), jnp.ones(1), 1.0).tolist()
+        [[0.5, 0.5]]
+    """
+    kind = jnp.asarray(x).dtype
+    x, means, weights, variances = (
+        at_least_float32(name, value)
+        for name, value in (("x", x), ("means", means), ("weights", weights), ("sigma0_sq", sigma0_sq))
+    )
+    if x.ndim != 2 or means.ndim != 2 or means.shape[1] != x.shape[1] or not means.shape[0]:
+        raise ValueError(
+            f"means: expected [components, dim] for x [batch, dim], got shapes {means.shape} and {x.shape}"
+        )
+    components = means.shape[0]
+    if weights.shape not in ((components,), (x.shape[0], components)):
+        raise ValueError(
+            f"weights: expected shape {(components,)} or {(x.shape[0], components)}, got {weights.shape}"
+        )
+    if variances.shape not in ((), (components,)):
+        raise ValueError(f"sigma0_sq: expected a number or shape {(components,)}, got {variances.shape}")
+    check_range("abar", abar, 0, 1)
+    level = over_trailing("abar", abar, x)
+    sigma = jnp.sqrt(1 - level)
+    variance, offset, log_joint = _joint(x, jnp.sqrt(level), sigma, means, jnp.sqrt(variances), weights)
+    noise = sigma * jnp.sum((jax.nn.softmax(log_joint) / variance)[..., None] * offset, axis=1)
+    return noise.astype(kind)
+
+
+def _joint(
+    x: Array, alpha: Array, sigma: Array, means: Array, stds: Array, weights: Array
+) -> tuple[Array, Array, Array]:
+    """Variances ``[batch, components]`` (or 1), offsets from the means, log-densities with each component.
+
+    ``alpha`` and ``sigma`` are ``[batch, 1]``, or ``[1, 1]``.
+    """
+    variance = (alpha * stds.astype(x.dtype)) ** 2 + sigma**2
+    offset = x[:, None] - alpha[..., None] * means.astype(x.dtype)  # [batch, components, dim]
+    share = weights.astype(x.dtype) / jnp.sum(weights.astype(x.dtype), axis=-1, keepdims=True)
+    log_share = jnp.where(share > 0, jnp.log(jnp.where(share > 0, share, 1)), -jnp.inf)
+    squared = jnp.sum(offset**2, axis=-1)
+    log_normal = -0.5 * squared / variance - 0.5 * x.shape[1] * jnp.log(2 * jnp.pi * variance)
+    return variance, offset, log_share + log_normal

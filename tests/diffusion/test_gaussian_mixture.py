@@ -119,6 +119,18 @@ def test_sharded(kind):
         np.testing.assert_allclose(value, one, rtol=1e-5, atol=1e-6)
 
 
+def test_at_any_alpha_bar():
+    """Without a table: the denoiser's noise, of the type of x, for weights of all or of each example."""
+    x, t = inputs(8)
+    rows, variances = np.random.default_rng(1).uniform(0.1, 1, (8, 3)), STDS**2
+    for weights in (WEIGHTS, rows):
+        got = jax.jit(diffusion.gmm_eps)(x, ABAR[t], MEANS, weights, variances)
+        expected = of_mixture(x, t, np.broadcast_to(weights, rows.shape)).noise
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+    low = diffusion.gmm_eps(x.astype(jnp.bfloat16), 0.5, MEANS, WEIGHTS, variances)
+    assert low.dtype == jnp.bfloat16
+
+
 def test_points_and_far_away():
     """Components without width; and where every component's density underflows."""
     points = diffusion.gaussian_mixture_denoiser(MEANS, WEIGHTS, np.zeros(3), ABAR)
@@ -156,3 +168,22 @@ def test_mistakes():
         EXACT.x0(x, np.array([0, 1, 2, 1000]))
     with pytest.raises(ValueError, match=r"cond: expected mixture weights, shape \(4, 3\), got \(4, 2\)"):
         EXACT.noise(x, t, np.ones((4, 2)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"means": MEANS[:, :1]},
+            r"means: expected \[components, dim\] for x \[batch, dim\], got shapes \(3, 1\)",
+        ),
+        ({"weights": WEIGHTS[:2]}, r"weights: expected shape \(3,\) or \(4, 3\), got \(2,\)"),
+        ({"sigma0_sq": STDS[:2]}, r"sigma0_sq: expected a number or shape \(3,\), got \(2,\)"),
+        ({"abar": 1.5}, r"abar: expected a number between 0 and 1, got 1\.5"),
+        ({"abar": ABAR[:3]}, r"abar: expected a number, or one for each example, \(4,\), got shape \(3,\)"),
+    ],
+)
+def test_mistakes_at_any_alpha_bar(changes, message):
+    right = {"x": inputs(4)[0], "abar": 0.5, "means": MEANS, "weights": WEIGHTS, "sigma0_sq": 1.0}
+    with pytest.raises(ValueError, match=message):
+        diffusion.gmm_eps(**{**right, **changes})

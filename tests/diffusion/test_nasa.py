@@ -156,6 +156,16 @@ def test_nag_of_nothing():
     np.testing.assert_array_equal(nag_combine(zero, one, 4.0, 2.0, 1.0), zero)
 
 
+def test_nag_of_each_example():
+    """Numbers of numpy's, one for each example."""
+    z_pos, z_neg = np.random.default_rng(0).normal(size=(2, 2, 5, 4)).astype(np.float32)
+    choices = np.array([[4.0, 1.0], [1.5, 2.0], [0.5, 0.25]])
+    combined = nag_combine(z_pos, z_neg, *choices)
+    for row, (scale, tau, alpha) in enumerate(choices.T):
+        alone = nag_combine(z_pos[[row]], z_neg[[row]], scale, tau, alpha)
+        np.testing.assert_allclose(combined[row : row + 1], alone, rtol=1e-6, atol=1e-6)
+
+
 X = jnp.ones((2, 3, 2, 4))
 
 
@@ -163,6 +173,7 @@ X = jnp.ones((2, 3, 2, 4))
     (lambda: nasa_combine(X, X[:1], 0.5), r"z_neg: expected the shape of z_pos, \(2, 3, 2, 4\), got \(1, 3"),
     (lambda: nasa_combine(X, X, jnp.ones(3)), r"alpha: expected a number, or one for each example"),
     (lambda: nag_combine(X, X, 1.0, tau=0.0), r"tau: expected a positive finite number, got 0.0"),
+    (lambda: nag_combine(X, X, 1.0, np.zeros(2)), r"tau: expected a positive finite number, got \[0. 0.\]"),
     (lambda: nasa_cross_attention(X[0], X, X, X, X, 0.5), r"q: expected \[batch, tokens, heads, size\]"),
     (lambda: nasa_cross_attention(X, X[..., :2], X, X, X, 0.5), r"k_pos: expected 2 examples with 2 heads"),
     (lambda: nasa_cross_attention(X, X, X, X[:1], X, 0.5), r"k_neg: expected 2 examples with 2 heads of s"),

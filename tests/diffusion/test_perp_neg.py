@@ -16,6 +16,7 @@ from jaxneg.diffusion import (
     cfg_guidance,
     ddim_sample,
     gaussian_mixture_denoiser,
+    gmm_eps,
     guide,
     guide_perp_neg,
     perp_neg_guidance,
@@ -115,7 +116,7 @@ def exact(golden, alphas_cumprod, dtype):
 
 @pytest.mark.golden("perp_neg", "gmm_guidance.npz")
 def test_mixture(golden, x64):
-    """Every rule on exact predictions, through the room's own denoiser.
+    """Every rule on exact predictions, which the room's own denoiser makes too.
 
     In float64 alone: where the predictions nearly agree, float32 has lost the digits of their difference.
     """
@@ -127,12 +128,10 @@ def test_mixture(golden, x64):
 
     @jax.jit
     @jax.vmap
-    def rules(t):
-        u, p, n = (
-            noise(x, jnp.full(len(x), t), golden[f"w_{name}"].astype(dtype))
-            for name in ("uncond", "pos", "neg")
-        )
-        return {
+    def rules(t, abar):
+        prompts = [golden[f"w_{name}"].astype(dtype) for name in ("uncond", "pos", "neg")]
+        u, p, n = (gmm_eps(x, abar, golden["mus"], prompt, golden["sigma0_sq"]) for prompt in prompts)
+        return [noise(x, jnp.full(len(x), t), prompt) for prompt in prompts], {
             "eps_uncond": u,
             "eps_pos": p,
             "eps_neg": n,
@@ -142,7 +141,9 @@ def test_mixture(golden, x64):
             "perp_neg": perp_neg_guidance(u, p, n[None], weight, scale),
         }
 
-    found = rules(t)
+    of_denoiser, found = rules(t, golden["abar"])
+    for name, array in zip(("uncond", "pos", "neg"), of_denoiser, strict=True):
+        close(array, golden[f"eps_{name}"], dtype, name)
     assert golden.keys() - found.keys() == {
         "mus", "sigma0_sq", "w_uncond", "w_pos", "w_neg", "x", "abar", "scale", "w_n"
     }  # fmt: skip
