@@ -385,6 +385,20 @@ class PGSBConfig:
         """PixArt-alpha (batch 64; 32 and 50 000 steps in the third version)."""
         return cls(kappa_max=3.0)
 
+    @classmethod
+    def swiftbrush(cls) -> "PGSBConfig":
+        """SwiftBrush, the baseline: one kappa for all (batch 64)."""
+        return cls(kappa_mode="fixed", lora_gamma=108.0)
+
+    @classmethod
+    def swiftbrush_v2(cls) -> "PGSBConfig":
+        """SwiftBrush v2, the second baseline: with ``embed``, and SD-Turbo's weights as ``student``.
+
+        Its student of adapters is a ``student`` of `lora_init` and a ``student_apply`` with `lora_apply`
+        (rank 256, gamma 512); ``optax.incremental_update(a, b, 0.5)`` is its mean of two students.
+        """
+        return cls(kappa_mode="fixed", clip_tau=0.35)
+
 
 class PGSBState(NamedTuple):
     """What a step of PG-SB passes on: enough to resume exactly.

@@ -304,6 +304,45 @@ def test_clip_loss_fades():
         assert (metrics["grad_norm"] > 0) == (number < 10)
 
 
+def test_presets():
+    """Specification: ranges of kappa, steps, the two versions of SwiftBrush."""
+    ranges = {"sdv15": (0.5, 4.0, 60_000), "sdv21": (0.5, 4.0, 40_000), "pixart": (0.5, 3.0, 60_000)}
+    for name, expected in ranges.items():
+        cfg = getattr(PGSBConfig, name)()
+        assert (cfg.kappa_min, cfg.kappa_max, cfg.steps) == expected
+        assert (cfg.kappa_mode, cfg.kappa_per, cfg.lora_rank, cfg.lora_gamma) == ("random", "sample", 64, 128)
+        assert (cfg.clip_tau, cfg.clip_start, cfg.student_lr, cfg.lora_lr) == (0.37, 0.1, 1e-6, 1e-3)
+    first, second = PGSBConfig.swiftbrush(), PGSBConfig.swiftbrush_v2()
+    assert first.kappa_mode == second.kappa_mode == "fixed"
+    assert first.kappa == second.kappa == 4.5
+    assert (first.lora_gamma, second.lora_gamma, second.clip_tau) == (108, 128, 0.35)
+
+
+@pytest.mark.slow
+def test_a_student_of_adapters_alone():
+    """SwiftBrush v2's: only they learn, and they learn what the whole student's kernel would."""
+    frozen, gamma = teacher_params(), 2.0
+    adapters = lora_init(jax.random.key(3), frozen, rank=2, match="w")
+
+    def adapted(adapters, x, t, cond):
+        return apply(lora_apply(frozen, adapters, gamma=gamma), x, t, cond)
+
+    step, state = made(student_apply=adapted)
+    whole_step, whole = made()
+    tx = {"student_tx": optax.sgd(0.5), "lora_tx": optax.sgd(0.25)}
+    state = init_pgsb(state.key, frozen, CONFIG, student=adapters, **tx)
+    state.params["lora"]["w"]["b"] += 0.1
+    new, metrics = jax.jit(step)(state, PROMPTS)
+    expected, expected_metrics = jax.jit(whole_step)(whole, PROMPTS)
+    np.testing.assert_allclose(metrics["vsd_loss"], expected_metrics["vsd_loss"], rtol=1e-5)
+    # b was 0: its gradient is a^T that of the kernel, times gamma / rank.
+    moved = expected.params["student"]["w"] - frozen["w"]
+    np.testing.assert_allclose(
+        new.params["student"]["w"]["b"], adapters["w"]["a"].T @ moved * gamma / 2, rtol=1e-4, atol=1e-6
+    )
+    jax.tree.map(np.testing.assert_array_equal, new.params["teacher"], frozen)
+
+
 @pytest.mark.slow
 def test_a_teacher_in_bfloat16():
     def narrow(params, x, t, cond, **nasa):
