@@ -205,6 +205,14 @@ def test_memory_is_linear_in_the_reference():
     assert temporary(4096) < 4 * rows * 4096 + 2**20 < 4 * 4096 * 4096
     assert temporary(8192) < 2.2 * temporary(4096) + 2**20
 
+    # Among the images of a group: the other images are the reference, tile after tile.
+    def of_others(tokens):
+        shape = jax.ShapeDtypeStruct((3, tokens, 16), jnp.float32)
+        others = jax.jit(partial(negtome_batch, reference="leave_one_out", alpha=0.9, threshold=0.5))
+        return others.lower(shape).compile().memory_analysis().temp_size_in_bytes
+
+    assert of_others(8192) < 2.2 * of_others(4096) < 8192 * 8192
+
 
 @pytest.mark.slow
 def test_ties_take_the_lowest_index():
