@@ -12,7 +12,8 @@ its own (`experiments.isolated.peak_growth`).
 
 NegToMe's share of a sampling step is measured on DiTs of SDXL's and Flux's width and number of image tokens
 but few blocks, with NegToMe in every block, beside its share of the blocks' floating-point operations; and on
-the whole sampler of the tiny DiT of the experiment neg_tome.
+the whole sampler of the tiny DiT of the experiment neg_tome. NASA's share is that of a negative text in every
+cross-attention of such a DiT of PixArt-alpha's width.
 """
 
 import math
@@ -60,6 +61,9 @@ STACKS = {
     "SDXL-like: 1280 wide, 1024 tokens": Stack(DiTConfig(32, 4, 1, 1280, layers=2, heads=20), 4),
     "Flux-like: 3072 wide, 2304 tokens": Stack(DiTConfig(48, 64, 1, 3072, layers=1, heads=24), 2),
 }
+PIXART = Stack(DiTConfig(64, 4, 2, 1152, layers=2, heads=16, text=1152), 2)
+PIXART_TEXT = 120
+"""Tokens of a text."""
 DIGITS = "whole sampler of the experiment neg_tome: 64 wide, 16 tokens"
 
 
@@ -91,7 +95,7 @@ def run(repeats: int = 21) -> dict[str, Any]:
         the measured peaks; ``memory`` by comparison, ``ours_bytes`` and ``peer_bytes``; ``sampling_step`` by
         network: ``share``, by how much NegToMe in every block makes a step longer, and ``flops_share``, the
         same of floating-point operations, for steps in its window; ``paper_share`` is that of the paper over
-        all steps.
+        all steps; ``nasa_step`` likewise of NASA in every cross-attention, where the paper counts operations.
 
     Raises:
         ImportError: torch is not installed.
@@ -103,11 +107,11 @@ def run(repeats: int = 21) -> dict[str, Any]:
         "settings": {
             "torch": torch.__version__,
             "dtype": "float32",
-            "cores": f"1, and {len(cores)} for all_cores and sampling_step",
+            "cores": f"1, and {len(cores)} for all_cores and the two steps",
             "torch threads": "one for each core",
             "pairs of samples": f"{repeats}, as many as {PAIR_SECONDS:g} s hold, at least 3",
             "NegToMe": f"alpha {ALPHA}, threshold {THRESHOLD}, one group of 4 images",
-            "text tokens": "77 of each prompt",
+            "text tokens": f"77 of each prompt, {PIXART_TEXT} for nasa_step",
         },
         "one_core": in_a_process(cores[:1], _times, tuple(COMPARISONS), repeats),
         "all_cores": in_a_process(cores, _times, tuple(COMPARISONS), repeats) if len(cores) > 1 else {},
@@ -119,6 +123,7 @@ def run(repeats: int = 21) -> dict[str, Any]:
             for name in COMPARISONS
         },
         "sampling_step": in_a_process(cores, _sampling_steps, repeats),
+        "nasa_step": in_a_process(cores, nasa_step, PIXART, PIXART_TEXT, repeats),
     }
 
 
@@ -448,6 +453,62 @@ def sampling_step(stack: Stack, repeats: int) -> dict[str, float]:
         "outside_share": idle["share"],
         "flops_share": (stack.images - 1) * 2 * N**2 * D / of_block,
         "paper_share": 0.5 / 13.2,
+    }
+
+
+def steer(stack: Stack, params: Any, x: jax.Array, text: jax.Array, negative: jax.Array | None) -> jax.Array:
+    """What a network with texts makes of latents in a step, with NASA in each cross-attention.
+
+    Args:
+        stack: the sizes.
+        params: of `stack_params`.
+        x: latents.
+        text: ``[images, tokens, width]``.
+        negative: negative texts; None: without.
+
+    Returns:
+        An array like the latents.
+
+    Example:
+        >>> stack = Stack(DiTConfig(4, 2, 2, 8, layers=1, heads=2, text=8), 1)
+        >>> text = jnp.ones((1, 3, 8))
+        >>> steer(stack, stack_params(stack), jnp.ones((1, 4, 4, 2)), text, None).shape
+        (1, 4, 4, 2)
+    """
+    t, tokens = jnp.full(x.shape[:1], 500.0), text.shape[1]
+    if negative is None:
+        return dit(stack.config).apply(params, x, t, None, text)
+
+    def nasa(q: jax.Array, k: jax.Array, v: jax.Array, _: None) -> jax.Array:
+        return nasa_cross_attention(q, k[:, :tokens], v[:, :tokens], k[:, tokens:], v[:, tokens:], NASA_ALPHA)
+
+    both = jnp.concatenate([text, negative], axis=1)
+    return dit(stack.config).apply(params, x, t, None, both, cross_attention=nasa)
+
+
+def nasa_step(stack: Stack, tokens: int, repeats: int) -> dict[str, float]:
+    """How much longer a step takes with a negative text in every cross-attention.
+
+    Args:
+        stack: the sizes of a network with texts.
+        tokens: of a text.
+        repeats: pairs of samples, fewer where a call takes long.
+
+    Returns:
+        ``without_seconds``, ``with_seconds``, ``share`` and its interval, ``flops_share``, and
+        ``paper_share``, that of floating-point operations.
+    """
+    params, x = stack_params(stack), stack_latents(stack)
+    width = stack.config.text or 0
+    texts = jax.random.normal(jax.random.key(1), (2, stack.images, tokens, width))
+    plain = jax.jit(lambda params, x, texts: steer(stack, params, x, texts[0], None))
+    pushed = jax.jit(lambda params, x, texts: steer(stack, params, x, texts[0], texts[1]))
+    N, D = stack.tokens, stack.config.width
+    of_text = 4 * tokens * width * D + 4 * N * tokens * D
+    return {
+        **_share(lambda: plain(params, x, texts), lambda: pushed(params, x, texts), repeats),
+        "flops_share": of_text / (28 * N * D**2 + 4 * N**2 * D + of_text),
+        "paper_share": 0.0189,
     }
 
 

@@ -225,7 +225,7 @@ class PeerStep:
         torch.set_num_threads(len(available_cores()))
         torch.manual_seed(0)
         self.setting, self.guidance, self.at_once = setting, guidance, at_once
-        self.student, self.teacher = (_load(peer_network(torch, setting), params) for _ in range(2))
+        self.student, self.teacher = (loaded(peer_network(torch, setting), params) for _ in range(2))
         self.teacher.requires_grad_(False)
         self.optimizer = torch.optim.AdamW(self.student.parameters(), LEARNING_RATE, weight_decay=0.0)
         batch = batch_of(setting)
@@ -332,7 +332,7 @@ def peer_network(torch: ModuleType, setting: Setting) -> Any:
     return Network()
 
 
-def _named(params: Any) -> dict[str, np.ndarray]:
+def named(params: Any) -> dict[str, np.ndarray]:
     """Our parameters by the torch network's names, in its layout."""
     arrays = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -345,14 +345,15 @@ def _named(params: Any) -> dict[str, np.ndarray]:
     return dict(sorted(arrays.items()))
 
 
-def _load(network: Any, params: Any) -> Any:
+def loaded(network: Any, params: Any) -> Any:
+    """A network of `peer_network` with our parameters."""
     torch = torch_for("self_npo")
-    arrays = {name: torch.from_numpy(np.array(array)) for name, array in _named(params).items()}
+    arrays = {name: torch.from_numpy(np.array(array)) for name, array in named(params).items()}
     network.load_state_dict(arrays | {"rates": network.rates})
     return network
 
 
-def _flops(setting: Setting) -> int:
+def forward_flops(setting: Setting) -> int:
     """Of the products in one forward pass of a batch."""
     wide = setting.hidden * setting.hidden
     layers = (64 + 2 * setting.features) * setting.hidden + (1 + 2 * setting.blocks) * wide
@@ -372,7 +373,7 @@ def _compared(
     branches = 1 if guidance == -1 else 2
     evaluations, simulated = branches * (JUMPS + 1) + 3, branches * GRID_STEPS + 3
     roofline = roofline_seconds(
-        evaluations * _flops(setting), 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(first)), peaks
+        evaluations * forward_flops(setting), 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(first)), peaks
     )
 
     def running(step: Callable[..., Any]) -> tuple[Callable[[], Any], Callable[[], Any]]:
@@ -395,7 +396,7 @@ def _compared(
         peer = PeerStep(setting, guidance, first.params, at_once=at_once)
         state, metrics = begin()
         losses = np.asarray(metrics["loss"]), peer(our_draws(first, setting)).numpy()
-        moments = list(_named(state.opt_state[1][0].mu).values())
+        moments = list(named(state.opt_state[1][0].mu).values())
         apart = require_same_step(name, losses, (moments, peer.direction()), 1e-3)
         timing = paired_ratio(ours, peer, repeats)
         measured[name] = {

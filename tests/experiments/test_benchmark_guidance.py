@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import guidance
-from jaxneg.diffusion import NegToMeConfig, negtome_batch
+from jaxneg.diffusion import NegToMeConfig, nasa_cross_attention, negtome_batch
 from jaxneg.nn.dit import DiTConfig, dit
 
 TINY = guidance.Stack(DiTConfig(6, 2, 2, width=8, layers=2, heads=2), images=3)
@@ -73,6 +73,27 @@ def test_a_step_is_timed():
     assert row["flops_share"] == pytest.approx(2 / 3 * 2 * N**2 * D / (24 * N * D**2 + 4 * N**2 * D))
     assert row["with_seconds"] > 0
     assert row["share_low"] <= row["share"] <= row["share_high"]
+
+
+@pytest.mark.slow
+def test_a_negative_text_is_timed():
+    """It is NASA: with the text itself as the negative one, its attention is scaled by 1 - alpha."""
+    told = guidance.Stack(DiTConfig(6, 2, 2, width=8, layers=1, heads=2, text=8), images=3)
+    params, x = guidance.stack_params(told), guidance.stack_latents(told)
+    text = jax.random.normal(jax.random.key(0), (3, 4, 8))
+
+    def scaled(q, k, v, mask):
+        return (1 - guidance.NASA_ALPHA) * nasa_cross_attention(q, k, v, k, v, 0.0)
+
+    by_hand = dit(told.config).apply(params, x, jnp.full(3, 500.0), None, text, cross_attention=scaled)
+    steered = guidance.steer(told, params, x, text, text)
+    np.testing.assert_allclose(steered, by_hand, rtol=1e-4, atol=1e-4)
+    assert np.abs(steered - guidance.steer(told, params, x, text, None)).max() > 1e-3
+    row = guidance.nasa_step(told, 4, 2)
+    assert row["share_low"] <= row["share"] <= row["share_high"]
+    N, D = 9, 8
+    added = 4 * 4 * D * D + 4 * N * 4 * D
+    assert row["flops_share"] == pytest.approx(added / (28 * N * D**2 + 4 * N**2 * D + added))
 
 
 @pytest.mark.slow
