@@ -105,13 +105,14 @@ def draw_negatives(run_dir: RunDir, negatives: Mapping[str, Findings]) -> None:
     """Images of the first seed, for some settings."""
     shown = (NONE, NASA[0.2], NASA[0.5], NASA[1.0], CFG[2.5], NAG_NAME)
     figure, grid = plt.subplots(
-        len(shown), 2, figsize=(13, 0.95 * len(shown) + 0.4), layout="constrained", squeeze=False
+        len(shown), 2, figsize=(13, 0.75 * len(shown) + 0.4), layout="constrained", squeeze=False
     )
     for column, name in zip(grid.T, ("one-step", "four-steps"), strict=True):
         for axis, setting in zip(column, shown, strict=True):
             _images(axis, negatives[name]["samples"][0, SETTINGS.index(setting)], SHOWN * len(PAIRS) // 2)
-            axis.set_ylabel(setting, rotation=0, ha="right", va="center", fontsize=8)
         column[0].set_title(name, fontsize=9)
+    for axis, setting in zip(grid[:, 0], shown, strict=True):
+        axis.set_ylabel(setting, rotation=0, ha="right", va="center", fontsize=8)
     pairs = ", ".join(f"{NAMES[group]} without {digit}" for group, digit in PAIRS)
     run_dir.figure(
         "negatives",

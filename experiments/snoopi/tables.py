@@ -26,8 +26,8 @@ PROTOTYPE: Mapping[tuple[str, Arm], str] = {
     ("dit", RANDOM): "7.1 ± 0.6",
     ("dit", SWIFT): "16.5 ± 4.0",
 }
-"""Mean and standard deviation of the last four Fréchet distances, of each seed; networks of the preset
-full."""
+"""Mean and standard deviation of the last four Fréchet distances, of each seed, at the sizes of the preset
+cpu."""
 
 NEGATIVE_PROTOTYPE: Mapping[str, Mapping[str, str]] = {
     "one-step": {
@@ -153,7 +153,7 @@ def notes(courses: Courses, negatives: Mapping[str, Findings]) -> list[str]:
         "Share of one-step images in the group that was asked for:"
         f" {value(student, 'in_group', NASA[0.2]).mean():.3f} with NASA at α = 0.2,"
         f" {value(student, 'in_group', NONE).mean():.3f} without a negative text.",
-        "The prototype's numbers are of networks of the preset full, and of its own architecture.",
+        "The prototype's numbers are of the sizes of the preset cpu, and of its own architecture.",
     ]
     if ("mlp", TTUR) in courses:
         found.insert(
