@@ -25,15 +25,19 @@ def one_of(name: str, value: str, allowed: Iterable[str]) -> None:
 
 def check_range(name: str, value: Any, low: float, high: float) -> None:
     """Raises ValueError for numbers outside low..high, ends included; traced values pass."""
-    if isinstance(value, Real | np.ndarray) and not np.all((low <= value) & (value <= high)):
-        raise ValueError(f"{name}: expected a number between {low} and {high}, got {value}")
+    if isinstance(value, Real | np.ndarray):
+        numbers = np.asarray(value, float)
+        if not np.all((numbers >= low) & (numbers <= high)):
+            raise ValueError(f"{name}: expected a number between {low} and {high}, got {value}")
 
 
 def check_positive(**values: Any) -> None:
     """Raises ValueError for numbers that are not positive and finite; traced values pass."""
     for name, value in values.items():
-        if isinstance(value, Real | np.ndarray) and not np.all((value > 0) & (value < np.inf)):
-            raise ValueError(f"{name}: expected a positive finite number, got {value}")
+        if isinstance(value, Real | np.ndarray):
+            numbers = np.asarray(value, float)
+            if not np.all((numbers > 0) & (numbers < np.inf)):
+                raise ValueError(f"{name}: expected a positive finite number, got {value}")
 
 
 def at_least_float32(name: str, value: ArrayLike) -> Float[Array, "..."]:
