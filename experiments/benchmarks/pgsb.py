@@ -24,6 +24,8 @@ from jaxneg.nn import denoising_mlp
 
 SETTING = Setting(features=64, hidden=192, blocks=3, classes=10, batch=128)
 ABAR = scaled_linear_schedule(1000).alphas_cumprod
+ABAR_T = 0.0047
+"""Alpha-bar at which the student starts."""
 LOW, HIGH = 20, 981
 """Timesteps of the distillation, the last one excluded."""
 FORWARD_PASSES = 1 + 4 + 1 + 2 * (1 + 1)
@@ -80,6 +82,7 @@ def configuration(setting: Setting) -> PGSBConfig:
     """The choices of both sides; every step of the adapters sees its prompts."""
     return PGSBConfig(
         shape=(setting.features,),
+        abar_T=ABAR_T,
         lora_match=r"kernel$",
         lora_rank=32,
         lora_gamma=64.0,
@@ -173,12 +176,12 @@ class PeerStep:
 
     def __call__(self, draws: Draws | None = None) -> tuple[Any, Any]:
         """One step; both losses before it. With ``draws``, these are its random numbers."""
-        torch, cfg = self.torch, self.cfg
+        torch = self.torch
         z, t, noise, kappa, lora_t, lora_noise = (
             self._drawn() if draws is None else [torch.from_numpy(each) for each in draws]
         )
         eps = self.student(z, self.last, self.label)
-        x = (z - (1 - cfg.abar_T) ** 0.5 * eps) / cfg.abar_T**0.5
+        x = (z - (1 - ABAR_T) ** 0.5 * eps) / ABAR_T**0.5
         with torch.no_grad():
             x_t = self.alpha[t, None] * x + self.sigma[t, None] * noise
             guided = []

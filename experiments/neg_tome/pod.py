@@ -1,9 +1,11 @@
 """A sampling step with negative token merging on 256 chips: a DiT that is told texts, on SDXL's latents.
 
 Sampling is that of Flux: flow matching, Euler's steps, no second call for guidance. The images of a prompt
-lie on the chips of one row of the mesh, so that no token leaves it for its match.
+lie on the chips of one row of the mesh, and while tokens are matched on one chip, where a row has as many
+prompts as chips: split over the width as the attention leaves them, all cosines would be summed across chips.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -57,7 +59,7 @@ def sampling_target(
 
     def step(state: SamplingState, batch: dict[str, Array]) -> tuple[SamplingState, dict[str, Array]]:
         t = 1 - state.step / steps
-        hook = negtome_hook(negtome, 1000 * t, group_size=GROUP)
+        hook = _prompts_apart(negtome_hook(negtome, 1000 * t, group_size=GROUP), mesh)
         velocity = apply(
             state.params,
             state.latents,
@@ -86,3 +88,16 @@ def sampling_target(
         mesh=mesh,
         rules=((r"^latents$", P("data")), *DIT_RULES),
     )
+
+
+def _prompts_apart(hook: Callable[[Array], Array], mesh: dict[str, int]) -> Callable[[Array], Array]:
+    """The hook on whole tokens, each prompt's on one chip, if there are enough prompts for all chips."""
+    chips = mesh["data"] * mesh["model"]
+
+    def apart(h: Array) -> Array:
+        if h.shape[0] % (chips * GROUP):
+            return hook(h)
+        pushed = hook(jax.lax.with_sharding_constraint(h, P(("data", "model"))))
+        return jax.lax.with_sharding_constraint(pushed, P("data", None, "model"))
+
+    return apart

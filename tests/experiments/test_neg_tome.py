@@ -547,21 +547,25 @@ TINY = DiTConfig(size=4, width=32, layers=1, heads=4, text=8, scan=True)
 
 @pytest.mark.slow
 def test_the_step_for_the_pod_on_a_small_mesh():
-    """Sharded as unsharded, and in the window the images of a prompt are pushed away from their first."""
+    """Sharded as unsharded, and in the window the images of a prompt are pushed away from their first.
+
+    There is a prompt for each chip, whose tokens are then matched there.
+    """
+    images = 8 * GROUP
     negtome = NegToMeConfig(threshold=0.2)
     options = {"mesh": {"data": 2, "model": 4}, "text_tokens": 4, "steps": 5}
-    target = sampling_target(2 * GROUP, TINY, negtome=negtome, **options)
+    target = sampling_target(images, TINY, negtome=negtome, **options)
     keys = jax.random.split(jax.random.key(1), 3)
     params = drawn(dit(TINY))
-    latents = jax.random.normal(keys[0], (8, 4, 4, 4))
-    batch = {"text": jax.random.normal(keys[1], (8, 4, 8)), "text_mask": jnp.ones((8, 4), bool)}
+    latents = jax.random.normal(keys[0], (images, 4, 4, 4))
+    batch = {"text": jax.random.normal(keys[1], (images, 4, 8)), "text_mask": jnp.ones((images, 4), bool)}
     state = SamplingState(jnp.zeros((), jnp.int32), params, latents, keys[2])
     for ours, theirs in ((state, target.state), (batch, target.batch)):
         assert jax.tree.structure(ours) == jax.tree.structure(theirs)
         assert jax.tree.map(jnp.shape, ours) == jax.tree.map(jnp.shape, theirs)
 
     def step_by_hand(hook):
-        t = jnp.full(8, 1000.0)
+        t = jnp.full(images, 1000.0)
         velocity = dit(TINY).apply(params, latents, t, None, batch["text"], attention_hook=hook)
         return latents - velocity / 5
 
