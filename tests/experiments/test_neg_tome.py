@@ -1,6 +1,7 @@
 """The NegToMe experiment: its sampler, judges, claims and costs, MaxDiffusion's loops, the pod, a run."""
 
 import dataclasses
+import importlib.util
 import inspect
 import itertools
 import re
@@ -45,7 +46,7 @@ from jaxneg.diffusion import (
     vendi_score,
 )
 from jaxneg.nn.dit import DiTConfig, dit
-from jaxneg.train import make_mesh, shard_step
+from jaxneg.train import compile_for, make_mesh, shard_step
 
 MODEL = digit_network(8, 1, 2)
 STEPS, SIZE_OF_GROUP = 3, 3
@@ -587,6 +588,17 @@ def test_the_step_for_the_pod_on_a_small_mesh():
         placed, _ = sharded(placed, placed_batch)
     assert int(placed.step) == 5
     assert bool(jnp.isfinite(placed.latents).all())
+
+
+@pytest.mark.slow
+@pytest.mark.tpu_compile
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+def test_no_cosine_crosses_the_mesh():
+    """With a prompt for each chip. Twelve of a row's sixteen images have 256 x 256 cosines."""
+    model = DiTConfig(size=32, width=64, layers=1, heads=4, text=8, scan=True, dtype=jnp.bfloat16)
+    target = sampling_target(8 * GROUP, model, mesh={"data": 2, "model": 4}, text_tokens=4)
+    report = compile_for(target, "v5e:2x4")
+    assert 0 < report.collectives["all-reduce"] < 12 * 256**2 * 4
 
 
 def test_the_target_of_the_presets():
