@@ -1,6 +1,8 @@
 """Measurements in a process of their own: the cores that it has, and the memory that a program needs."""
 
 import os
+import resource
+import sys
 
 import numpy as np
 import pytest
@@ -34,3 +36,29 @@ def test_a_process_has_its_cores():
     assert isolated.in_a_process(cores[:1], isolated.available_cores) == cores[:1]
     assert isolated.available_cores() == cores
     assert isolated.in_a_process(cores, os.getpid) != os.getpid()
+
+
+def _page_faults() -> tuple[int, int]:
+    """Of 64 MB that are allocated again: in a process for measurements, and as usual."""
+
+    def faults() -> int:
+        np.ones(8_000_000)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        np.ones(8_000_000)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    kept = faults()
+    assert isolated.keep_freed_memory(keep=False)
+    return kept, faults()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it is glibc that is told")
+def test_a_process_keeps_its_memory():
+    kept, usual = isolated.in_a_process(isolated.available_cores()[:1], _page_faults)
+    assert kept < 10 < usual
+
+
+def test_an_allocator_that_cannot_be_told(monkeypatch):
+    monkeypatch.setattr(isolated.ctypes, "CDLL", lambda name: object())
+    assert isolated.keep_freed_memory() is False
