@@ -17,23 +17,25 @@ def available_cores() -> list[int]:
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
 
 
-def in_a_process(cores: list[int], measure: Callable[..., Any], *arguments: Any) -> Any:
+def in_a_process(
+    cores: list[int], measure: Callable[..., Any], *arguments: Any, keep_memory: bool = True
+) -> Any:
     """Calls a function in a fresh process that has these cores only.
 
     The thread pools of jax and torch are as large as what they find there. jax runs its programs in the
-    calling thread: handing a small one to another thread takes longer than running it. What one side frees
-    stays the process's (`keep_freed_memory`), for both sides alike.
+    calling thread: handing a small one to another thread takes longer than running it.
 
     Args:
         cores: the cores, by number.
         measure: a function of a module; it and what it returns are pickled.
         *arguments: passed on.
+        keep_memory: whether what is freed stays the process's (`keep_freed_memory`), jax's and torch's alike.
 
     Returns:
         What ``measure`` returned.
     """
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context, initializer=_settle, initargs=(cores,)) as pool:
+    with ProcessPoolExecutor(1, context, initializer=_settle, initargs=(cores, keep_memory)) as pool:
         return pool.submit(measure, *arguments).result()
 
 
@@ -95,10 +97,11 @@ def keep_freed_memory(keep: bool = True) -> bool:
     return all(mallopt(parameter, value) for parameter, value in settings.items())
 
 
-def _settle(cores: list[int]) -> None:
+def _settle(cores: list[int], keep_memory: bool) -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
-    keep_freed_memory()
+    if keep_memory:
+        keep_freed_memory()
     import jax
 
     jax.config.update("jax_cpu_enable_async_dispatch", False)

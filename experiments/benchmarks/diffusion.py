@@ -79,8 +79,11 @@ def run(repeats: int = 7) -> dict[str, Any]:
         and ``make_step_seconds``, the time of a step of the training engine.
         ``ratio_median`` is the peer's time over ours, and ``images_per_second`` counts latents that are
         trained on or drawn. ``ours_over_roofline`` is how far we are from what the machine needs for our
-        program at least, by XLA's count of operations. ``memory`` is by how much the resident
-        set grows at most over a new state and two train steps, each side in a process of its own.
+        program at least, by XLA's count of operations. ``train_memory_given_back`` are train steps in a
+        process as any other is, where XLA's intermediate arrays go back to the system after each step and are
+        mapped again in the next; in all other timings they stay (`experiments.isolated`). ``memory`` is by
+        how much the resident set grows at most over a new state and two train steps, each side in a process
+        of its own.
 
     Raises:
         ImportError: torch is not installed.
@@ -100,6 +103,9 @@ def run(repeats: int = 7) -> dict[str, Any]:
         },
         "one_core": {str(s): in_a_process(cores[:1], _times, s, repeats) for s in (FEW, MANY, WIDE)},
         "all_cores": {str(s): in_a_process(cores, _times, s, repeats) for s in (FEW, MANY) if len(cores) > 1},
+        "train_memory_given_back": {
+            str(MANY): in_a_process(cores[:1], _train_times, MANY, repeats, keep_memory=False)
+        },
         "memory": {
             str(s): {
                 "ours_bytes": in_a_process(cores[:1], _our_memory, s),
@@ -325,41 +331,51 @@ def _times(setting: Setting, repeats: int) -> dict[str, Any]:
     measured: dict[str, Any] = {"train": {}, "sample": {}}
     for kind in PEERS:
         peer = Peer(setting, kind)
-        params = peer.params()
-        sampler = jax.jit(our_samples(setting)).lower(params, batch["noise"], batch["label"]).compile()
-        said = np.asarray(
-            jax.jit(dit(setting.config).apply)(params, batch["noise"], batch["t"], batch["label"])
-        )
-        apart = {
-            "output_apart": distance(said, peer.predict()),
-            "samples_apart": distance(
-                np.asarray(sampler(params, batch["noise"], batch["label"])),
-                peer.sample().numpy().transpose(0, 2, 3, 1),
-            ),
-        }
-        for name, value in apart.items():
-            if not value <= 1e-5:
-                raise RuntimeError(f"{kind}: {name} is {value:.1e}: these are different networks, not timed")
-
-        def ours(sampler: Any = sampler, params: Any = params) -> Any:
-            return sampler(params, batch["noise"], batch["label"])
-
-        timing = paired_ratio(ours, peer.sample, repeats)
-        # XLA counts the body of a loop once.
-        measured["sample"][kind] = apart | _rates(timing, setting) | _roofline(timing, sampler, peaks, STEPS)
-
-        lowered = jax.jit(our_step(setting), donate_argnums=(0, 1)).lower(params, TX.init(params), batch)
-        compiled = lowered.compile()
-        # A copy: what a step is given is gone afterwards.
-        first = compiled(jax.tree.map(jnp.copy, params), TX.init(params), batch)
-        losses, directions = (np.asarray(first[2]), peer.train().numpy()), first[1][0].mu
-        same = require_same_step(kind, losses, (directions, peer.direction()), 1e-4)
-        timing = paired_ratio(_repeated(compiled, first[:2], batch), peer.train, repeats)
-        measured["train"][kind] = same | _rates(timing, setting) | _roofline(timing, compiled, peaks, 1)
+        measured["sample"][kind] = _sampling(peer, kind, repeats, peaks)
+        measured["train"][kind] = _training(peer, kind, repeats, peaks)
+    params = jax.tree.map(jnp.asarray, dit(setting.config).init(jax.random.key(0)))
     state = init_state(params, TX, jax.random.key(0))
     engine = jax.jit(make_step(our_loss(setting), TX), donate_argnums=0)
     measured["make_step_seconds"] = median_seconds(_repeated(engine, (state,), batch), repeats)
     return measured
+
+
+def _train_times(setting: Setting, repeats: int) -> dict[str, Any]:
+    peaks = machine_peaks()
+    return {kind: _training(Peer(setting, kind), kind, repeats, peaks) for kind in PEERS}
+
+
+def _sampling(peer: Peer, kind: str, repeats: int, peaks: dict[str, float]) -> dict[str, float]:
+    setting, params = peer.setting, peer.params()
+    batch = jax.tree.map(jnp.asarray, batch_of(setting))
+    sampler = jax.jit(our_samples(setting)).lower(params, batch["noise"], batch["label"]).compile()
+    said = jax.jit(dit(setting.config).apply)(params, batch["noise"], batch["t"], batch["label"])
+
+    def ours() -> jax.Array:
+        return sampler(params, batch["noise"], batch["label"])
+
+    apart = {
+        "output_apart": distance(np.asarray(said), peer.predict()),
+        "samples_apart": distance(np.asarray(ours()), peer.sample().numpy().transpose(0, 2, 3, 1)),
+    }
+    for name, value in apart.items():
+        if not value <= 1e-5:
+            raise RuntimeError(f"{kind}: {name} is {value:.1e}: these are different networks, not timed")
+    timing = paired_ratio(ours, peer.sample, repeats)
+    # XLA counts the body of a loop once.
+    return apart | _rates(timing, setting) | _roofline(timing, sampler, peaks, STEPS)
+
+
+def _training(peer: Peer, kind: str, repeats: int, peaks: dict[str, float]) -> dict[str, float]:
+    setting, params = peer.setting, peer.params()
+    batch = jax.tree.map(jnp.asarray, batch_of(setting))
+    lowered = jax.jit(our_step(setting), donate_argnums=(0, 1)).lower(params, TX.init(params), batch)
+    compiled = lowered.compile()
+    first = compiled(params, TX.init(params), batch)
+    losses, directions = (np.asarray(first[2]), peer.train().numpy()), first[1][0].mu
+    same = require_same_step(kind, losses, (directions, peer.direction()), 1e-4)
+    timing = paired_ratio(_repeated(compiled, first[:2], batch), peer.train, repeats)
+    return same | _rates(timing, setting) | _roofline(timing, compiled, peaks, 1)
 
 
 def _repeated(step: Callable[..., Any], state: tuple[Any, ...], batch: Any) -> Callable[[], Any]:
