@@ -234,7 +234,7 @@ def run(config: Config, run_dir: RunDir) -> Outcome:
 
     arms = _arms(config, ("timestep", "SNR"))
     results = dict(zip(arms, in_parallel(of_arm, arms, run_dir, "Methods"), strict=True))
-    places = np.unique(np.linspace(0, last, 3).round().astype(int))
+    places = _spread(last)
     affinity = run_dir.stage(
         "affinity", lambda: _affinity(config, results[VANILLA]["params"][:, places], judge)
     )
@@ -342,6 +342,11 @@ def _judged(
     return {"fd": fd, "own_fd": own, "precision": precision, "recall": recall, "shown": shown}
 
 
+def _spread(last: int) -> np.ndarray:
+    """Checkpoints up to the last one that counts, three where there are as many."""
+    return np.unique(np.linspace(0, last, 3).round().astype(int))
+
+
 def _affinity(config: Config, params: np.ndarray, judge: Judge) -> dict[str, np.ndarray]:
     """Of vanilla training, averaged over its checkpoints."""
     seeds, checkpoints, size = params.shape
@@ -413,8 +418,9 @@ def _draw(
     run_dir.figure(
         "affinity",
         draw_affinity(found.affinity, clusters["gradient"]),
-        "Cosine of the gradients of two denoising tasks in vanilla training, mean over three checkpoints and"
-        f" the seeds; lines: clusters by gradient. Right: against the distance in timesteps, {seeds}.",
+        "Cosine of the gradients of two denoising tasks in vanilla training, mean over"
+        f" {len(_spread(last))} checkpoints and the seeds; lines: clusters by gradient. Right: against the"
+        f" distance in timesteps, {seeds}.",
     )
     run_dir.figure(
         "clusters",
