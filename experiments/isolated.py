@@ -88,13 +88,15 @@ def keep_freed_memory(keep: bool = True) -> bool:
         >>> keep_freed_memory(keep=False) in (True, False)
         True
     """
-    m_trim_threshold, m_mmap_max = -1, -4  # of malloc.h; the usual values are those of mallopt(3)
+    # By the numbers in malloc.h; what is usual are the limits that glibc's own thresholds grow up to.
+    m_trim_threshold, m_mmap_threshold, m_mmap_max = -1, -3, -4
+    keeping = {m_mmap_max: 0, m_trim_threshold: 2**31 - 1}
+    usual = {m_mmap_max: 65_536, m_mmap_threshold: 32 * 2**20, m_trim_threshold: 64 * 2**20}
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
-    settings = {m_mmap_max: 0 if keep else 65_536, m_trim_threshold: 2**31 - 1 if keep else 128 * 1024}
-    return all(mallopt(parameter, value) for parameter, value in settings.items())
+    return all(mallopt(parameter, value) for parameter, value in (keeping if keep else usual).items())
 
 
 def _settle(cores: list[int], keep_memory: bool) -> None:

@@ -39,12 +39,12 @@ def test_a_process_has_its_cores():
 
 
 def _page_faults() -> tuple[int, int]:
-    """Of 64 MB that are allocated again: in a process for measurements, and as usual."""
+    """Of 128 MB that are allocated again: in a process for measurements, and as usual."""
 
     def faults() -> int:
-        np.ones(8_000_000)
+        np.ones(16_000_000)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        np.ones(8_000_000)
+        np.ones(16_000_000)
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
     kept = faults()
