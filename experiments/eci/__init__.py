@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from numpy.typing import ArrayLike
 
 from experiments.claims import AtLeast, AtMost, Claim, mean_interval
-from experiments.eci.collection import find_collections, load_collection
+from experiments.collections import find_collections, load_collection
 from experiments.eci.figures import draw_correlations, draw_eci, draw_scatter
 from experiments.eci.fine_tuning import (
     Arrays,

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from experiments.eci.collection import Collection
+from experiments.collections import Collection
 from jaxneg.retrieval import hybrid, lexical_overlap, mine_negatives, token_ids, tokenize
 
 RERANKED = "bm25 re-ranked"

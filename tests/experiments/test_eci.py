@@ -1,9 +1,7 @@
 """The experiment: loader, sources, training, the whole run on the embedded collection, the pod's step."""
 
 import dataclasses
-import gzip
 import importlib.util
-import json
 import shutil
 
 import jax
@@ -11,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.collections import TINY, load_collection
 from experiments.eci import CLAIMS, PRESETS, Config, PodScale, compile_target
-from experiments.eci.collection import TINY, find_collections, load_collection
 from experiments.eci.fine_tuning import (
     Examples,
     adapt,
@@ -53,119 +51,6 @@ def sources(frozen):
 @pytest.fixture
 def folder(tmp_path):
     return shutil.copytree(TINY, tmp_path / "mine")
-
-
-# The loader
-
-
-def test_tiny_collection():
-    collection = load_collection(TINY)
-    assert collection.relevant.shape == (30, 60)
-    assert len(set(collection.texts)) == 60
-    assert collection.relevant.sum(axis=1).min() >= 1
-    assert collection.teacher is None
-
-
-def test_compressed_files_and_teacher(folder):
-    plain = load_collection(folder)
-    for file in list(folder.iterdir()):
-        (folder / f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
-        file.unlink()
-    np.savez(folder / "minilm_l6.npz", queries=2 * np.ones((30, 4), np.float16), docs=np.eye(60, 4))
-    compressed = load_collection(folder)
-    assert compressed.texts == plain.texts
-    np.testing.assert_array_equal(compressed.relevant, plain.relevant)
-    queries, docs = compressed.teacher
-    np.testing.assert_allclose(np.linalg.norm(queries, axis=1), 1, rtol=1e-6)
-    assert queries.dtype == docs.dtype == np.float32
-
-
-def test_a_query_without_relevant_documents_is_left_out(folder):
-    with (folder / "queries.jsonl").open("a") as file:
-        file.write(json.dumps({"query_id": "31", "text": "nothing about this"}) + "\n\n")
-    with (folder / "qrels.tsv").open("a") as file:
-        file.write("31\tbees-1\t0\n")
-    assert len(load_collection(folder).queries) == 30
-
-
-@pytest.mark.parametrize(
-    ("file", "line", "message"),
-    [
-        ("docs.jsonl", '{"doc_id": "x", "text": ', r"docs.jsonl, line 61: not valid JSON .*write one object"),
-        ("docs.jsonl", '["x"]', r"docs.jsonl, line 61: expected a JSON object with doc_id and text"),
-        (
-            "docs.jsonl",
-            '{"doc_id": "x"}',
-            r"docs.jsonl, line 61: field 'text' is missing.*needs doc_id and text",
-        ),
-        (
-            "docs.jsonl",
-            '{"doc_id": "bees-1", "text": "x"}',
-            r"line 61: doc_id 'bees-1' occurs twice: give each",
-        ),
-        ("queries.jsonl", '{"text": "x"}', r"queries.jsonl, line 31: field 'query_id' is missing"),
-        (
-            "queries.jsonl",
-            '{"query_id": "31", "text": 5}',
-            r"line 31: field 'text' is missing or not a string",
-        ),
-        (
-            "qrels.tsv",
-            "1\tbees-9\t1",
-            r"qrels.tsv, line \d+: document 'bees-9' is not in docs.jsonl: add it or",
-        ),
-        ("qrels.tsv", "99\tbees-1\t1", r"qrels.tsv, line \d+: query '99' is not in queries.jsonl: add it or"),
-        ("qrels.tsv", "1\tbees-1\tyes", r"qrels.tsv, line \d+: relevance 'yes' is not a number: write 1"),
-        ("qrels.tsv", "1 bees-1 1", r"qrels.tsv, line \d+: got 1 columns: write query_id, doc_id and rel"),
-    ],
-)
-def test_bad_lines(folder, file, line, message):
-    with (folder / file).open("a") as stream:
-        stream.write(line + "\n")
-    with pytest.raises(ValueError, match=message):
-        load_collection(folder)
-
-
-def test_bad_files(folder):
-    def fails(message, error=ValueError):
-        with pytest.raises(error, match=message):
-            load_collection(folder)
-
-    np.savez(folder / "minilm_l6.npz", queries=np.ones((30, 4)), docs=np.ones((7, 4)))
-    fails(r"minilm_l6.npz: array 'docs': expected 60 rows, got shape \(7, 4\): embed the texts again")
-    np.savez(folder / "minilm_l6.npz", queries=np.ones((30, 4)))
-    fails("minilm_l6.npz: expected arrays queries and docs .*: embed the texts again")
-    (folder / "minilm_l6.npz").write_bytes(b"not a zip")
-    fails("minilm_l6.npz: expected arrays queries and docs")
-    (folder / "qrels.tsv").write_text("1\tbees-1\t0\n")
-    fails("no query has a relevant document: qrels.tsv needs relevance above 0")
-    (folder / "docs.jsonl").write_bytes(b'{"doc_id": "1", "text": "caf\xe9"}\n')
-    fails("docs.jsonl, after line 0: not readable as UTF-8 text .*: get the file again")
-    (folder / "docs.jsonl.gz").write_bytes(gzip.compress(b"x" * 5000)[:20])
-    fails("docs.jsonl.gz, after line 0: not readable")
-    (folder / "docs.jsonl.gz").unlink()
-    (folder / "docs.jsonl").write_text("\n")
-    fails("docs.jsonl: no line: expected one JSON object a line")
-    (folder / "docs.jsonl").unlink()
-    fails("expected a file docs.jsonl or docs.jsonl.gz, found neither", FileNotFoundError)
-
-
-def test_find_collections(tmp_path, monkeypatch, folder):
-    (tmp_path / "cet" / "cranfield").mkdir(parents=True)
-    monkeypatch.setenv("JAXNEG_DATA", str(tmp_path))
-    found, note = find_collections(("cranfield", "tiny", str(folder)))
-    assert found == {"cranfield": tmp_path / "cet" / "cranfield", "tiny": TINY, "mine": folder}
-    assert note is None
-    with pytest.raises(
-        FileNotFoundError, match=r"no collection 'cisi': .*JAXNEG_DATA/cet/cisi.* cranfield, tiny"
-    ):
-        find_collections(("cranfield", "cisi"))
-    monkeypatch.delenv("JAXNEG_DATA")
-    monkeypatch.setattr("experiments.eci.collection.data_folder", lambda: tmp_path / "absent")
-    found, note = find_collections(("cranfield", "cisi"))
-    assert found == {"tiny": TINY}
-    assert "cranfield, cisi were not found" in note
-    assert "JAXNEG_DATA" in note
 
 
 # Sources
