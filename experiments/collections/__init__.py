@@ -15,8 +15,7 @@ from experiments.collections.collection import (
 )
 from experiments.collections.judged_texts import JudgedTexts, Judgments
 from experiments.collections.ms_marco import (
-    TripleIds,
-    TripleTexts,
+    Triple,
     ms_marco_triples,
     read_ms_marco,
     triple_numbers,
@@ -27,8 +26,7 @@ __all__ = [
     "Collection",
     "JudgedTexts",
     "Judgments",
-    "TripleIds",
-    "TripleTexts",
+    "Triple",
     "data_folder",
     "find_collections",
     "load_collection",

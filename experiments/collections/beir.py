@@ -68,4 +68,4 @@ def _lines(path: Path) -> Iterator[tuple[str, str, str, str]]:
             raise ValueError(f"{where}: got {len(cells)} columns: write {', '.join(HEADER)} between tabs")
         if number == 0 and tuple(cells) == HEADER:
             continue
-        yield where, *cells
+        yield where, cells[0], cells[1], cells[2]

@@ -138,7 +138,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str, str, str]]:
             raise ValueError(
                 f"{where}: got {len(cells)} columns: write query_id, doc_id and relevance between tabs"
             )
-        yield where, *cells
+        yield where, cells[0], cells[1], cells[2]
 
 
 def _teacher(path: Path, queries: int, docs: int) -> tuple[np.ndarray, np.ndarray] | None:

@@ -18,18 +18,8 @@ from experiments.collections.judged_texts import JudgedTexts, WhereUnknown, judg
 from experiments.collections.lines import existing_file, identified_texts, text_lines
 
 
-class TripleIds(NamedTuple):
-    """Identifiers of a training triple."""
-
-    where: str
-    """File and line."""
-    query: str
-    positive: str
-    negative: str
-
-
-class TripleTexts(NamedTuple):
-    """Texts of a training triple."""
+class Triple(NamedTuple):
+    """A training triple, of identifiers or of texts."""
 
     where: str
     """File and line."""
@@ -79,7 +69,7 @@ def read_ms_marco(folder: Path, split: str = "dev.small", *, unknown: WhereUnkno
     )
 
 
-def ms_marco_triples(path: Path, *, texts: bool = False) -> Iterator[TripleIds] | Iterator[TripleTexts]:
+def ms_marco_triples(path: Path, *, texts: bool = False) -> Iterator[Triple]:
     """Training triples, one at a time.
 
     Args:
@@ -93,7 +83,6 @@ def ms_marco_triples(path: Path, *, texts: bool = False) -> Iterator[TripleIds] 
         ValueError: a line that has not three cells, an empty cell, or an identifier with a blank in it. A
             positive that is its own negative is refused too.
     """
-    kind = TripleTexts if texts else TripleIds
     for where, line in text_lines(path):
         cells = [cell.strip() for cell in line.split("\t")]
         if len(cells) != 3 or not all(cells):
@@ -107,11 +96,11 @@ def ms_marco_triples(path: Path, *, texts: bool = False) -> Iterator[TripleIds] 
             )
         if cells[1] == cells[2]:
             raise ValueError(f"{where}: the positive {cells[1][:40]!r} is also the negative: remove the line")
-        yield kind(where, *cells)
+        yield Triple(where, *cells)
 
 
 def triple_numbers(
-    triples: Iterable[TripleIds],
+    triples: Iterable[Triple],
     query_ids: Sequence[str],
     doc_ids: Sequence[str],
     *,

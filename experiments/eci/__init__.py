@@ -71,8 +71,9 @@ class PodScale:
 class Config:
     """Settings of the experiment."""
 
-    collections: tuple[str, ...] = ("cranfield", "cisi")
-    """Folders below JAXNEG_DATA/cet, paths of folders, or "tiny" for the embedded one."""
+    collections: tuple[str, ...] = ("cranfield", "cisi", "vaswani")
+    """Folders below JAXNEG_DATA/cet, paths of folders (ours, BEIR's or MS MARCO's), or "tiny" for the
+    embedded one."""
     negatives: tuple[int, ...] = (1, 2, 4, 8)
     """Numbers K of explicit negatives to compare, at least two."""
     seeds: int = 10
@@ -125,7 +126,6 @@ PRESETS: dict[str, Config] = {
     "smoke": Config(collections=("tiny",), negatives=(1, 4), seeds=3, steps=20, dimensions=32, triples=256),
     "cpu": Config(),
     "paper": Config(
-        collections=("cranfield", "cisi", "vaswani"),
         negatives=(1, 4, 8, 15),
         seeds=20,
         folds=5,
@@ -257,6 +257,7 @@ def run(config: Config, run_dir: RunDir) -> Outcome:
         for table in (
             _correlation_table(name, *correlations[name]),
             _source_table(name, result),
+            _term_table(name, result),
             _contamination_table(config, name, result),
         )
     ]
@@ -449,6 +450,26 @@ def _source_table(name: str, result: Result) -> Table:
         title=f"{name}: ECI / nDCG@10 after training; before training {result.zero_shot:.4f}",
         columns=["source", *(f"K={k}" for k in result.ks), f"unsafe rate, {last}", f"false share, {last}"],
         rows=rows,
+    )
+
+
+TERMS = ("ECI", "capacity", "hardness", "safety", "efficiency", "safe rate")
+
+
+def _term_table(name: str, result: Result) -> Table:
+    return Table(
+        title=f"{name}: ECI and its terms, means over rows and seeds; C and ECI in nats",
+        columns=["source", "K", "ECI", "capacity C", "hardness H", "safety S", "efficiency E", "unsafe rate"],
+        rows=[
+            [
+                source,
+                k,
+                *(f"{result.predictors[term][i, j].mean():.4f}" for term in TERMS[:-1]),
+                f"{1 - result.predictors[TERMS[-1]][i, j].mean():.2f}",
+            ]
+            for i, source in enumerate(result.sources)
+            for j, k in enumerate(result.ks)
+        ],
     )
 
 

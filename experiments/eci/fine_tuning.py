@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from experiments.eci.sources import Frozen
-from jaxneg.retrieval import infonce_loss, ndcg
+from jaxneg.retrieval import infonce_loss, ndcg_at_k
 from jaxneg.train import init_state, make_step
 
 CUTOFF = 10
@@ -203,4 +203,4 @@ def query_ndcg(arrays: Arrays, adapter: Float[Array, "dim dim"]) -> Float[Array,
         One value a query.
     """
     scores = adapt(adapter, arrays.queries) @ adapt(adapter, arrays.docs).T
-    return ndcg(scores, arrays.relevant, k=CUTOFF)
+    return ndcg_at_k(scores, arrays.relevant, CUTOFF)

@@ -229,10 +229,13 @@ def random_negatives(frozen: Frozen, count: int, seeds: int) -> Negatives:
         The negatives.
     """
     index, valid = [], []
+    barred = (frozen.excluded | ~frozen.has_text)[frozen.row_query]
     for seed in range(seeds):
-        lottery = np.random.default_rng([seed, 0]).random((len(frozen.row_query), len(frozen.docs)))
-        lottery[(frozen.excluded | ~frozen.has_text)[frozen.row_query]] = np.inf
-        drawn = np.argsort(lottery, axis=1)[:, :count]
+        lottery = np.random.default_rng([seed, 0]).random(barred.shape, np.float32)
+        lottery[barred] = np.inf
+        drawn = np.argpartition(lottery, min(count, lottery.shape[1] - 1), axis=1)[:, :count]
+        order = np.argsort(np.take_along_axis(lottery, drawn, axis=1), axis=1)
+        drawn = np.take_along_axis(drawn, order, axis=1)
         index.append(drawn)
         valid.append(np.isfinite(np.take_along_axis(lottery, drawn, axis=1)))
     return Negatives(np.stack(index), np.stack(valid))
@@ -253,18 +256,21 @@ def contaminate(frozen: Frozen, negatives: Negatives, fraction: float, *, last: 
     Returns:
         The contaminated negatives.
     """
-    rows = np.arange(len(frozen.row_query))
-    others = (frozen.relevant & frozen.has_text)[frozen.row_query]
-    others[rows, frozen.row_positive] = False
+    rows = len(frozen.row_query)
+    count = negatives.index.shape[2]
+    relevant = frozen.relevant & frozen.has_text
+    # Relevant documents first, in their order; room for as many as there are slots.
+    listed = np.argsort(~relevant, axis=1, kind="stable")[:, : max(count, relevant.sum(axis=1).max())]
+    documents = listed[frozen.row_query]
+    others = relevant[frozen.row_query[:, None], documents] & (documents != frozen.row_positive[:, None])
     available = others.sum(axis=1)
     index, valid = negatives.index.copy(), negatives.valid.copy()
-    count = index.shape[2]
     for seed in range(len(index)):
         rng = np.random.default_rng([seed, 1])
         lottery = np.where(others, rng.random(others.shape), np.inf)
-        false = np.argsort(lottery, axis=1)[:, :count]
-        place = 1.0 - (np.arange(count) + 0.5) / count if last else rng.random((len(rows), count))
-        chosen = np.broadcast_to(place < fraction, (len(rows), count))
+        false = np.take_along_axis(documents, np.argsort(lottery, axis=1), axis=1)[:, :count]
+        place = 1.0 - (np.arange(count) + 0.5) / count if last else rng.random((rows, count))
+        chosen = np.broadcast_to(place < fraction, (rows, count))
         turn = np.cumsum(chosen, axis=1) - 1
         chosen = chosen & (turn < available[:, None])
         replacement = np.take_along_axis(false, np.maximum(turn, 0), axis=1)

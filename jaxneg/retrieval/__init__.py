@@ -1,11 +1,13 @@
 """Hard negatives in retrieval: scores of a set of negatives, BM25, mining, ranking metrics."""
 
-from jaxneg.retrieval.bm25 import BM25Index, bm25_index, bm25_scores
+from jaxneg.retrieval.bm25 import BM25Index, bm25_index, bm25_scores, bm25_search
+from jaxneg.retrieval.dense_search import Retrieved, dense_search, pair_similarities, top_documents
 from jaxneg.retrieval.eci import (
     ECIResult,
     SourceScore,
     eci,
     eci_from_embeddings,
+    eci_from_ids,
     efficiency,
     hardness,
     information_capacity,
@@ -21,18 +23,29 @@ from jaxneg.retrieval.eci_sem import (
     query_directions,
     triple_weights,
 )
+from jaxneg.retrieval.false_negatives import above_teacher, near_positive, same_text
+from jaxneg.retrieval.fusion import fuse_rankings, fuse_scores, hybrid
 from jaxneg.retrieval.infonce import gradient_norm_proxy, infonce_loss, mean_margin
 from jaxneg.retrieval.mining import (
     NV_RETRIEVER,
     MinedNegatives,
-    hybrid,
     labelled_lists,
+    labelled_pairs,
+    mine_candidates,
     mine_negatives,
     n_tuples,
     triplets,
 )
-from jaxneg.retrieval.ndcg import ndcg
 from jaxneg.retrieval.rank_correlation import kendall_tau, spearman
+from jaxneg.retrieval.ranking_metrics import (
+    average_precision,
+    hit_rate_at_k,
+    mrr_at_k,
+    ndcg_at_k,
+    precision_at_k,
+    recall_at_k,
+    trec_eval_tie_order,
+)
 from jaxneg.retrieval.tokens import LUCENE_STOP_WORDS, TokenIds, token_ids, tokenize
 
 __all__ = [
@@ -42,34 +55,53 @@ __all__ = [
     "ECIResult",
     "ECISemResult",
     "MinedNegatives",
+    "Retrieved",
     "SourceScore",
     "TokenIds",
+    "above_teacher",
+    "average_precision",
     "bm25_index",
     "bm25_scores",
+    "bm25_search",
+    "dense_search",
     "eci",
     "eci_from_embeddings",
+    "eci_from_ids",
     "eci_sem",
     "efficiency",
+    "fuse_rankings",
+    "fuse_scores",
     "gradient_norm_proxy",
     "hardness",
+    "hit_rate_at_k",
     "hybrid",
     "infonce_loss",
     "information_capacity",
     "information_matrix",
     "kendall_tau",
     "labelled_lists",
+    "labelled_pairs",
     "lexical_overlap",
     "mean_margin",
+    "mine_candidates",
     "mine_negatives",
+    "mrr_at_k",
     "n_tuples",
-    "ndcg",
+    "ndcg_at_k",
+    "near_positive",
+    "pair_similarities",
+    "precision_at_k",
     "query_directions",
     "rank_sources",
+    "recall_at_k",
     "safety",
+    "same_text",
     "similarities",
     "spearman",
     "token_ids",
     "tokenize",
+    "top_documents",
+    "trec_eval_tie_order",
     "triple_weights",
     "triplets",
 ]

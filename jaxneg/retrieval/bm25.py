@@ -26,6 +26,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jaxneg.retrieval.arguments import explicit_sharding, one_of
+from jaxneg.retrieval.dense_search import Retrieved, top_documents
 
 VARIANTS = ("robertson", "lucene", "atire", "bm25l", "bm25plus", "okapi")
 # A table of all term weights up to this many numbers (128 MiB in float32) is faster than postings.
@@ -231,3 +232,53 @@ def bm25_scores(index: BM25Index, queries: Int[Array, "queries length"]) -> Floa
         scores = jax.sharding.reshard(scores, sharding)
     scores, _ = jax.lax.scan(add_term, scores, (jnp.where(known, queries, 0).T, known.T))
     return scores
+
+
+def bm25_search(
+    index: BM25Index, queries: Int[Array, "queries length"], k: int, *, block_queries: int = 64
+) -> Retrieved:
+    """The k documents with the highest BM25 score for each query.
+
+    Documents with none of the query's terms are not retrieved, so that a query without known terms finds
+    nothing. Nothing is as large as queries times documents.
+
+    Args:
+        index: of `bm25_index`.
+        queries: token numbers, -1 for padding; numbers outside of the vocabulary are ignored.
+        k: length of the lists; what exceeds the documents found is missing.
+        block_queries: queries that are scored at once.
+
+    Returns:
+        A `Retrieved`; equal scores keep the order of the documents.
+
+    Raises:
+        ValueError: queries of another rank, or a k or block below 1.
+        TypeError: tokens that are not integers.
+
+    Source:
+        arXiv:2407.03618 (eager scoring).
+
+    Example:
+        >>> index = bm25_index(np.array([[0, 1], [1, -1]]), 2)
+        >>> bm25_search(index, jnp.array([[0]]), 2).index.tolist()
+        [[0, -1]]
+    """
+    if block_queries < 1:
+        raise ValueError(f"block_queries: expected at least 1, got {block_queries}")
+    queries = jnp.asarray(queries)
+    if queries.ndim != 2:
+        raise ValueError(f"queries: expected shape [queries, length], got {queries.shape}")
+
+    def of_block(block: Int[Array, "block length"]) -> Retrieved:
+        scores = bm25_scores(index, block)
+        known = (block >= 0) & (block < index.absent.shape[0])
+        absent = jnp.sum(index.absent.at[block].get(mode="clip"), axis=1, where=known, keepdims=True)
+        # The sums are rounded in different orders.
+        found = scores > absent + 1e-5 * jnp.abs(absent)
+        return top_documents(jnp.where(found, scores, -jnp.inf), k)
+
+    count = queries.shape[0]
+    size = min(block_queries, count)
+    blocks = jnp.pad(queries, ((0, -count % size), (0, 0)), constant_values=-1)
+    found = jax.lax.map(of_block, blocks.reshape(-1, size, queries.shape[1]))
+    return jax.tree.map(lambda x: x.reshape(-1, k)[:count], found)

@@ -18,9 +18,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxneg.retrieval.arguments import boolean_mask, one_of, unit_rows
+from jaxneg.retrieval.dense_search import pair_similarities
 from jaxneg.retrieval.masked import at_least_float32, masked_max, masked_mean
 
 HARDNESS = ("mean", "max")
@@ -357,6 +359,69 @@ def eci_from_embeddings(
     unit_rows("p", p)
     unit_rows("n", n, mask if mask is None or jnp.shape(mask) == n.shape[:-1] else None)
     return eci(*similarities(q, p, n), mask, **options)
+
+
+def eci_from_ids(
+    q: Float[Array, "queries dim"],
+    d: Float[Array, "documents dim"],
+    query_ids: Int[Array, "batch"],
+    positive_ids: Int[Array, "batch"],
+    negative_ids: Int[Array, "batch negatives"],
+    *,
+    mesh: Mesh | None = None,
+    axis_name: str = "data",
+    block_rows: int = 1024,
+    **options,
+) -> ECIResult:
+    """ECI of rows that name their documents, streamed: the negatives' embeddings are never held together.
+
+    s_i+ = <q_i, d_positive>,  s_ik = <q_i, d_negative k>, then `eci`
+
+    Peak memory beside inputs and results is about 4 block_rows (1 + negatives) dim bytes.
+
+    Args:
+        q: unit embeddings of the queries.
+        d: unit embeddings of the documents; on a mesh sharded over ``axis_name``.
+        query_ids: query of each row.
+        positive_ids: positive document of each row.
+        negative_ids: negative documents of each row, as `mine_negatives` returns them; -1 for a missing slot.
+        mesh: where the documents are sharded; None: on one device.
+        axis_name: the mesh axis over which documents are sharded.
+        block_rows: rows whose documents are gathered at once.
+        **options: those of `eci`, but axis_name.
+
+    Returns:
+        An `ECIResult`. Rows with a positive that no document has score 0 wherever safety counts.
+
+    Raises:
+        ValueError: shapes that do not fit, or, outside of ``jit``, embeddings that are not of length 1.
+
+    Source:
+        arXiv:2603.20990v1; formula: proposed reading.
+
+    Example:
+        >>> q, d = jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 0.0], [0.6, 0.8]])
+        >>> result = eci_from_ids(q, d, jnp.array([0]), jnp.array([0]), jnp.array([[1, -1]]))
+        >>> round(float(result.score), 4)
+        0.3327
+    """
+    q, d = jnp.asarray(q), jnp.asarray(d)
+    query_ids, positive_ids, negative_ids = (jnp.asarray(x) for x in (query_ids, positive_ids, negative_ids))
+    unit_rows("q", q)
+    unit_rows("d", d)
+    if query_ids.ndim != 1 or positive_ids.shape != query_ids.shape:
+        raise ValueError(
+            f"positive_ids: expected the shape of query_ids, [batch], got {positive_ids.shape} "
+            f"and {query_ids.shape}"
+        )
+    if negative_ids.ndim != 2 or negative_ids.shape[0] != query_ids.shape[0]:
+        raise ValueError(
+            f"negative_ids: expected shape [{query_ids.shape[0]}, negatives], got {negative_ids.shape}"
+        )
+    ids = jnp.concatenate([positive_ids[:, None], negative_ids], axis=1)
+    sims = pair_similarities(q[query_ids], d, ids, mesh=mesh, axis_name=axis_name, block_rows=block_rows)
+    valid = jnp.isfinite(sims[:, 1:])
+    return eci(sims[:, 0], jnp.where(valid, sims[:, 1:], 0.0), valid, **options)
 
 
 def rank_sources(

@@ -23,3 +23,8 @@ def masked_max(
 ) -> Float[Array, "*batch"]:
     """Maximum over the valid slots of the last axis; minus infinity where no slot is valid."""
     return jnp.max(values, axis=-1, where=mask, initial=-jnp.inf)
+
+
+def one_zero(scores: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """The scores with 0 in the place of -0, which ``jax.lax.top_k`` would rank below it."""
+    return jnp.where(scores == 0.0, 0.0, scores)

@@ -197,7 +197,7 @@ def test_smoke_run(tmp_path):
     }
     assert all((run_dir.path / figure["file"]).stat().st_size > 10_000 for figure in report["figures"])
     assert any("proposed reading" in note for note in report["notes"])
-    assert [len(table["rows"]) for table in report["tables"]] == [len(PREDICTORS), 9, 3]
+    assert [len(table["rows"]) for table in report["tables"]] == [len(PREDICTORS), 9, 18, 3]
     # A resumed run finds its stages and says the same.
     (run_dir.path / "report.json").unlink()
     again = run_experiment(RunDir.resume(run_dir.path, "eci", Config))

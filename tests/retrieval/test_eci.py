@@ -13,6 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxneg.retrieval import (
     eci,
     eci_from_embeddings,
+    eci_from_ids,
     efficiency,
     hardness,
     information_capacity,
@@ -289,3 +290,24 @@ def test_embeddings_must_have_unit_length():
         similarities(q, p[:3], n)
     with pytest.raises(ValueError, match=r"q: expected shape \[batch, dim\], got \(8,\)"):
         similarities(q[0], p[0], n)
+
+
+def test_rows_that_name_their_documents():
+    """The same as with the embeddings put side by side; missing slots; documents sharded over a mesh."""
+    rng = np.random.default_rng(3)
+    q, d = unit(rng, 6, 4), unit(rng, 40, 4)
+    query, positive = rng.integers(0, 6, 13), rng.integers(0, 40, 13)
+    negative = rng.integers(-1, 40, (13, 3))
+    negative[0] = -1
+    expected = eci_from_embeddings(q[query], d[positive], d[negative], jnp.asarray(negative >= 0))
+    ours = eci_from_ids(q, d, query, positive, negative, block_rows=4)
+    mesh = jax.make_mesh((8,), ("data",))
+    sharded = eci_from_ids(q, d, query, positive, negative, mesh=mesh)
+    for a, b, c in zip(ours, expected, sharded, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+        np.testing.assert_allclose(c, b, atol=1e-6)
+    assert float(eci_from_ids(q, d, query[:1], np.array([99]), negative[1:2]).score) == 0
+    with pytest.raises(ValueError, match=r"positive_ids: expected the shape of query_ids"):
+        eci_from_ids(q, d, query, positive[:2], negative)
+    with pytest.raises(ValueError, match=r"negative_ids: expected shape \[13, negatives\], got \(2, 3\)"):
+        eci_from_ids(q, d, query, positive, negative[:2])

@@ -1,4 +1,4 @@
-"""Mining: goldens, a brute force of the steps, NV-Retriever's rules, fusion, output formats, bad input."""
+"""Mining: goldens, a brute force of the steps, NV-Retriever's rules, ids and lists, formats, bad input."""
 
 import hypothesis.strategies as st
 import jax
@@ -11,10 +11,17 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxneg.retrieval import (
     NV_RETRIEVER,
     MinedNegatives,
+    bm25_index,
+    bm25_scores,
+    bm25_search,
+    dense_search,
     hybrid,
     labelled_lists,
+    labelled_pairs,
+    mine_candidates,
     mine_negatives,
     n_tuples,
+    pair_similarities,
     triplets,
 )
 
@@ -28,6 +35,8 @@ NOT_OPTIONS = {
     "neg_score",
     "st_version",
 }
+
+LISTS = np.array([[0, 1, 2], [2, 1, 0]])
 
 
 @pytest.mark.golden("eci", "mine_*.npz")
@@ -54,6 +63,11 @@ def problem(seed=0, queries=8, documents=30):
     positive[np.arange(queries - 1), rng.integers(0, documents, queries - 1)] = True
     positive[-1] = False  # a query without positives
     return scores, positive
+
+
+def unit_rows(rng, *shape):
+    rows = rng.normal(size=shape).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def brute_force(scores, positive, num_negatives, range_min=0, range_max=None, **options):
@@ -208,11 +222,7 @@ def test_jit_vmap_bfloat16():
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 def test_sharded_equals_unsharded(axis_type):
     rng = np.random.default_rng(0)
-    q, d = (
-        x / np.linalg.norm(x, axis=1, keepdims=True)
-        for x in (rng.normal(size=(16, 8)), rng.normal(size=(30, 8)))
-    )
-    q, d = q.astype(np.float32), d.astype(np.float32)
+    q, d = unit_rows(rng, 16, 8), unit_rows(rng, 30, 8)
     positive = rng.random((16, 30)) < 0.1
     options = {"num_negatives": 3, "relative_margin": 0.05, "max_positives": int(positive.sum(1).max())}
     mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
@@ -230,15 +240,63 @@ def test_sharded_equals_unsharded(axis_type):
         np.testing.assert_array_equal(lists, hybrid(plain.index, plain.index[:, ::-1], "rrf", 4))
 
 
-def test_hybrid_by_hand():
-    a = jnp.array([[1, 2, 3], [4, -1, -1]])
-    b = jnp.array([[3, 9, 1], [-1, -1, -1]])
-    assert hybrid(a, b).tolist() == [[1, 3, 2, 9, -1, -1], [4, -1, -1, -1, -1, -1]]
-    # 1: 1/61 + 1/63, 3: 1/63 + 1/61 (tie, a's first stays first), then 2 and 9 with 1/62 each.
-    assert hybrid(a, b, "rrf", 4).tolist() == [[1, 3, 2, 9], [4, -1, -1, -1]]
-    assert hybrid(jnp.array([[1, 2]]), jnp.array([[3, 2]]), "rrf", 1).tolist() == [[2]]
-    assert hybrid(a, b, k=8).shape == (2, 8)
-    np.testing.assert_array_equal(jax.jit(hybrid)(a, b), hybrid(a, b))
+def test_ids_and_lists_give_what_the_mask_gives():
+    """Embeddings with positives as a mask or as ids, and the candidates of a search."""
+    rng = np.random.default_rng(4)
+    q, d = unit_rows(rng, 8, 4), unit_rows(rng, 30, 4)
+    _, positive = problem()
+    most = int(positive.sum(1).max())
+    ids = np.full((8, most), -1)
+    for row, mask in zip(ids, positive, strict=True):
+        row[: mask.sum()] = np.flatnonzero(mask)
+    repeated = np.concatenate([ids, ids[:, :1]], axis=1)
+    options = {"num_negatives": 4, "relative_margin": 0.05, "range_max": 12}
+    by_mask = mine_negatives((q, d), positive, **options)
+    assert 0 < np.mean(by_mask.valid) < 1
+    for listed in (ids, repeated):
+        by_ids = mine_negatives((q, d), positive_ids=listed, max_positives=most, **options)
+        np.testing.assert_array_equal(by_ids.index, by_mask.index)
+    blocked = mine_negatives((q, d), positive_ids=ids, block_queries=3, block_documents=7, **options)
+    np.testing.assert_array_equal(blocked.index, by_mask.index)
+    found = dense_search(q, d, 12 + most)
+    shuffled = rng.permutation(12 + most)
+    pairs = pair_similarities(q, d, ids)
+    lists = mine_candidates(found.index[:, shuffled], found.score[:, shuffled], ids, pairs, **options)
+    np.testing.assert_array_equal(lists.index, by_mask.index)
+    everything = mine_negatives((q, d), positive_ids=ids, num_negatives=4, include_positives=True)
+    np.testing.assert_array_equal(everything.index, dense_search(q, d, 4).index)
+    nothing = mine_negatives((q, d), positive_ids=ids[:, :0], num_negatives=4)
+    np.testing.assert_array_equal(nothing.index, everything.index)
+
+
+def test_mining_over_bm25_finds_nothing_for_an_empty_query():
+    docs = np.array([[0, 1, -1], [1, 2, -1], [2, 2, 3], [0, 0, 0]])
+    queries = jnp.array([[0, 1], [2, -1], [9, -1], [-1, -1]])
+    for variant in ("lucene", "bm25plus"):
+        index = bm25_index(docs, 4, variant=variant)
+        found = bm25_search(index, queries, 3, block_queries=3)
+        scores = np.asarray(bm25_scores(index, queries))
+        for row, query in enumerate([{0, 1}, {2}, set(), set()]):
+            holds = [j for j in np.argsort(-scores[row], kind="stable") if query & set(docs[j].tolist())][:3]
+            assert found.index[row].tolist() == holds + [-1] * (3 - len(holds))
+        mined = mine_candidates(found.index, found.score, jnp.array([[0], [1], [2], [3]]), num_negatives=2)
+        assert mined.index.tolist() == [[3, 1], [2, -1], [-1, -1], [-1, -1]]
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_sharded_documents(axis_type):
+    rng = np.random.default_rng(0)
+    q, d = unit_rows(rng, 16, 8), unit_rows(rng, 48, 8)
+    ids = rng.integers(-1, 48, (16, 2))
+    options = {"num_negatives": 3, "relative_margin": 0.05}
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
+    placed = (
+        jax.device_put(q, NamedSharding(mesh, PartitionSpec())),
+        jax.device_put(d, NamedSharding(mesh, PartitionSpec("data"))),
+    )
+    with jax.set_mesh(mesh):
+        ours = jax.jit(lambda q, d: mine_negatives((q, d), positive_ids=ids, mesh=mesh, **options))(*placed)
+    np.testing.assert_array_equal(ours.index, mine_negatives((q, d), positive_ids=ids, **options).index)
 
 
 def test_output_formats():
@@ -259,6 +317,8 @@ def test_output_formats():
     ids, labels = labelled_lists(np.array([[1, 2], [3, -1]]), mined)
     assert ids.tolist() == [[1, 2, 5, 6], [3, -1, 7, -1]]
     assert labels.tolist() == [[1, 1, 0, 0], [1, -1, 0, -1]]
+    pairs = labelled_pairs(np.array([[1, 2], [3, -1]]), mined)
+    assert pairs.tolist() == [[0, 1, 1], [0, 2, 1], [0, 5, 0], [0, 6, 0], [1, 3, 1], [1, 7, 0]]
 
 
 def test_bad_input():
@@ -293,10 +353,42 @@ def test_bad_input():
         (ValueError, "sim: expected scores or .*, got 3 arrays", lambda: mine((q, q, q))),
         (ValueError, r"sim\[1\]: expected rows of length 1", lambda: mine((q, 2 * q), np.eye(4) > 0)),
         (ValueError, "max_positives: expected a number under jit", lambda: jax.jit(mine)(scores, positive)),
-        (ValueError, "mode: expected one of rrf, union, got 'mean'", lambda: hybrid(q[:1], q[:1], "mean")),
-        (ValueError, r"b: expected a list for each query of a", lambda: hybrid(q[:1], q[:2])),
-        (ValueError, "k: expected at least 1, got 0", lambda: hybrid(q, q, k=0)),
-        (ValueError, "constant: expected at least 0, got -1", lambda: hybrid(q, q, constant=-1)),
+        (ValueError, "positive_ids: expected either", lambda: mine(positive_ids=np.zeros((8, 1), int))),
+        (ValueError, "positive_ids: expected either", lambda: mine(mask=None)),
+        (
+            ValueError,
+            "positive_ids: expected document numbers below 30; query 2 has 31",
+            lambda: mine(mask=None, positive_ids=np.array([[0], [-1], [31], [0], [0], [0], [0], [0]])),
+        ),
+        (
+            ValueError,
+            r"positive_ids: expected shape \[8, positives\], got \(4, 1\)",
+            lambda: mine(mask=None, positive_ids=np.zeros((4, 1), int)),
+        ),
+        (TypeError, "positive_ids: expected integer", lambda: mine(mask=None, positive_ids=np.zeros((8, 1)))),
+        (ValueError, "mesh: expected None where scores", lambda: mine(mesh=jax.make_mesh((8,), ("data",)))),
+        (
+            ValueError,
+            "positive_scores: expected the positives' scores",
+            lambda: mine_candidates(LISTS, LISTS * 1.0, LISTS, num_negatives=1, relative_margin=0.1),
+        ),
+        (
+            ValueError,
+            r"positive_scores: expected the shape of positive_ids, \(2, 3\)",
+            lambda: mine_candidates(
+                LISTS, LISTS * 1.0, LISTS, LISTS[:1], num_negatives=1, relative_margin=0.1
+            ),
+        ),
+        (
+            ValueError,
+            r"scores: expected the shape of candidates, \(2, 3\), got \(2, 2\)",
+            lambda: mine_candidates(LISTS, LISTS[:, :2] * 1.0, LISTS, num_negatives=1),
+        ),
+        (
+            ValueError,
+            r"candidates: expected shape .* got \(0, 3\)",
+            lambda: mine_candidates(LISTS[:0], LISTS[:0] * 1.0, LISTS[:0], num_negatives=1),
+        ),
     ]
     for error, message, call in cases:
         with pytest.raises(error, match=message):
