@@ -10,6 +10,7 @@ ECI has no peer; the same formula is written in PyTorch. Results are compared be
 import importlib
 import logging
 import math
+import os
 import time
 from collections.abc import Callable
 from types import ModuleType
@@ -176,6 +177,7 @@ def mining_compared(size: Mining, repeats: int, peaks: dict[str, float]) -> dict
         A row for each peer.
     """
     torch = torch_for("retrieval")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     util = _peer("sentence_transformers.util")
     datasets = _peer("datasets")
     q, d, positive = mining_inputs(size)

@@ -18,8 +18,10 @@ from jaxtyping import Array, Float, Int
 from jaxneg.retrieval.arguments import explicit_sharding
 from jaxneg.retrieval.masked import one_zero
 
-BLOCK_QUERIES = 1024
-BLOCK_DOCUMENTS = 8192
+# 32 MiB of scores; long blocks of documents leave less to sort.
+BLOCK_QUERIES = 256
+BLOCK_DOCUMENTS = 32_768
+CHUNKS = 256
 
 
 class Retrieved(NamedTuple):
@@ -100,7 +102,7 @@ def dense_search(
 
     score = <q_i, d_j>, accumulated in float32
 
-    Peak memory beside inputs and results is about 4 block_queries block_documents bytes, whatever the number
+    Peak memory beside inputs and results is about 8 block_queries block_documents bytes, whatever the number
     of documents. A row of zeros is an empty text: such a document is never found, and such a query finds
     nothing.
 
@@ -110,9 +112,8 @@ def dense_search(
         k: length of the lists; what exceeds the number of documents is missing.
         mesh: search with every device of its axis; None: on one.
         axis_name: the mesh axis over which documents are sharded.
-        block_queries: queries that are scored at once, on each device; all of it has where explicit mesh axes
-            split them.
-        block_documents: documents that are scored at once.
+        block_queries: queries that are scored at once; all of a device's where explicit mesh axes split them.
+        block_documents: documents that are scored at once, up to the next multiple of 256.
 
     Returns:
         A `Retrieved`; on a mesh sharded by query where the devices divide the queries, else replicated.
@@ -163,35 +164,42 @@ def dense_search(
 
 def _search(q: Array, d: Array, *, k: int, block_queries: int, block_documents: int) -> Retrieved:
     queries, documents = q.shape[0], d.shape[0]
-    block_queries, block = min(block_queries, queries), min(block_documents, documents)
     dtype = jnp.promote_types(q.dtype, jnp.float32)
+    shared = _explicit_rows(q) is not None  # the devices share the queries already
+    query_blocks = 1 if shared else -(-queries // block_queries)
+    document_blocks = -(-documents // block_documents)
+    # Equal blocks; whole chunks of documents, which `_top` need not pad.
+    block = min(documents, -(-documents // document_blocks // CHUNKS) * CHUNKS)
 
-    def of_queries(q: Array) -> Retrieved:
-        def add_block(best: Retrieved, number: Array) -> tuple[Retrieved, None]:
-            # The last block reaches back where documents do not divide: what was seen is left out.
-            start = jnp.minimum(number * block, documents - block)
-            rows = jax.lax.dynamic_slice_in_dim(d, start, block)
-            scores = jnp.matmul(q, rows.T, precision="highest", preferred_element_type=dtype)
-            new = (start + jnp.arange(block) >= number * block) & jnp.any(rows != 0, axis=1)
-            score, index = _top(jnp.where(new, one_zero(scores), -jnp.inf), min(k, block))
-            score = jnp.concatenate([best.score, score], axis=1)
-            index = jnp.concatenate([best.index, index + start], axis=1)
-            score, place = jax.lax.top_k(score, k)
-            return Retrieved(jnp.take_along_axis(index, place, axis=1), score), None
+    def of_block(q: Array, best: Retrieved, rows: Array, new: Array, start: Array) -> Retrieved:
+        scores = jnp.matmul(q, rows.T, precision="highest", preferred_element_type=dtype)
+        score, index = _top(jnp.where(new, one_zero(scores), -jnp.inf), min(k, block))
+        score = jnp.concatenate([best.score, score], axis=1)
+        index = jnp.concatenate([best.index, index + start], axis=1)
+        score, place = jax.lax.top_k(score, k)
+        return Retrieved(jnp.take_along_axis(index, place, axis=1), score)
 
-        none = Retrieved(
-            _like_rows(q, jnp.full((q.shape[0], k), -1, jnp.int32)),
-            _like_rows(q, jnp.full((q.shape[0], k), -jnp.inf, dtype)),
-        )
-        best, _ = jax.lax.scan(add_block, none, jnp.arange(-(-documents // block)))
-        score = jnp.where(jnp.any(q != 0, axis=1, keepdims=True), best.score, -jnp.inf)
-        return Retrieved(jnp.where(score > -jnp.inf, best.index, -1), score)
+    def add_documents(best: Retrieved, number: Array) -> tuple[Retrieved, None]:
+        # The last block reaches back where documents do not divide: what was seen is left out.
+        start = jnp.minimum(number * block, documents - block)
+        rows = jax.lax.dynamic_slice_in_dim(d, start, block)
+        new = (start + jnp.arange(block) >= number * block) & jnp.any(rows != 0, axis=1)
+        if query_blocks == 1:
+            return of_block(q, best, rows, new, start), None
+        return jax.lax.map(lambda x: of_block(*x, rows, new, start), (blocks, best)), None
 
-    if queries == block_queries or _explicit_rows(q) is not None:
-        return of_queries(q)
-    blocks = jnp.pad(q, ((0, -queries % block_queries), (0, 0))).reshape(-1, block_queries, q.shape[1])
-    found = jax.lax.map(of_queries, blocks)
-    return jax.tree.map(lambda x: x.reshape(-1, k)[:queries], found)
+    size = -(-queries // query_blocks)
+    none = Retrieved(
+        _like_rows(q, jnp.full((size, k), -1, jnp.int32)), _like_rows(q, jnp.full((size, k), -jnp.inf, dtype))
+    )
+    if query_blocks > 1:
+        blocks = jnp.pad(q, ((0, -queries % size), (0, 0))).reshape(-1, size, q.shape[1])
+        none = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(blocks), *x.shape)), none)
+    best, _ = jax.lax.scan(add_documents, none, jnp.arange(-(-documents // block)))
+    if query_blocks > 1:
+        best = jax.tree.map(lambda x: x.reshape(-1, k)[:queries], best)
+    score = jnp.where(jnp.any(q != 0, axis=1, keepdims=True), best.score, -jnp.inf)
+    return Retrieved(jnp.where(score > -jnp.inf, best.index, -1), score)
 
 
 def pair_similarities(

@@ -200,6 +200,9 @@ def mine_negatives(
     else:
         found = top_documents(scores, depth)
         positive_scores = jnp.take_along_axis(scores, jnp.maximum(positive_ids, 0), axis=1)
+        if mask is not None:
+            least = jnp.min(scores, axis=1, where=mask, initial=jnp.inf, keepdims=True)
+            positive_scores = jnp.broadcast_to(least, positive_ids.shape)
     found_score = found.score
     if mask is not None and not include_positives:
         is_positive = jnp.take_along_axis(mask, jnp.maximum(found.index, 0), axis=1)

@@ -43,9 +43,9 @@ def test_top_documents_equals_a_stable_sort(seed, k, values):
     np.testing.assert_array_equal(found.index, np.where(np.isfinite(expected), order, -1))
 
 
-@pytest.mark.parametrize(("block_queries", "block_documents"), [(64, 512), (5, 40), (16, 203)])
+@pytest.mark.parametrize(("block_queries", "block_documents"), [(64, 2000), (5, 256), (16, 300)])
 def test_any_blocking_finds_the_same(block_queries, block_documents):
-    q, d = embeddings()
+    q, d = embeddings(documents=1003)
     found = dense_search(q, d, 6, block_queries=block_queries, block_documents=block_documents)
     index, score = brute_force(q, d, 6)
     np.testing.assert_array_equal(found.index, index)
@@ -80,7 +80,7 @@ def test_sharded_documents(axis_type, queries):
     with jax.set_mesh(mesh):
         found, pairs = jax.jit(
             lambda q, d: (
-                dense_search(q, d, 30, mesh=mesh, block_documents=16),
+                dense_search(q, d, 30, mesh=mesh),
                 pair_similarities(q, d, jnp.asarray(ids), mesh=mesh, block_rows=4),
             )
         )(jnp.asarray(q), jnp.asarray(d))
