@@ -186,7 +186,7 @@ def _search(q: Array, d: Array, *, k: int, block_queries: int, block_documents: 
         new = (start + jnp.arange(block) >= number * block) & jnp.any(rows != 0, axis=1)
         if query_blocks == 1:
             return of_block(q, best, rows, new, start), None
-        return jax.lax.map(lambda x: of_block(*x, rows, new, start), (blocks, best)), None
+        return jax.lax.map(lambda x: of_block(x[0], x[1], rows, new, start), (blocks, best)), None
 
     size = -(-queries // query_blocks)
     none = Retrieved(

@@ -43,7 +43,7 @@ def above_teacher(
         >>> drop(jnp.array([0]), jnp.array([[4, 7]])).tolist()
         [[False, True]]
     """
-    threshold = at_least_float32(threshold)
+    threshold = at_least_float32(jnp.asarray(threshold))
 
     def drop(query_ids: Array, document_ids: Array) -> Array:
         bar = threshold if threshold.ndim == 0 else threshold[query_ids][:, None]

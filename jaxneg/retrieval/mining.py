@@ -30,8 +30,7 @@ from jaxneg.retrieval.false_negatives import Drop
 from jaxneg.retrieval.masked import at_least_float32, one_zero
 
 STRATEGIES = ("top", "random")
-QueryIds, Candidates = Int[Array, "queries"], Int[Array, "queries candidates"]
-Rescore = Callable[[QueryIds, Candidates], Float[Array, "queries candidates"]]
+Rescore = Callable[[Int[Array, "queries"], Int[Array, "queries candidates"]], Array]
 
 NV_RETRIEVER: Mapping[str, Mapping[str, float]] = MappingProxyType(
     {
@@ -303,14 +302,12 @@ def mine_candidates(
     if rescore is not None:
         scores = at_least_float32(rescore(query_ids, jnp.maximum(candidates, 0)))
         positive_scores = at_least_float32(rescore(query_ids, jnp.maximum(positive_ids, 0)))
-    margins = absolute_margin is not None or relative_margin is not None
-    if margins and positive_scores is None:
-        raise ValueError("positive_scores: expected the positives' scores, which the margin needs, got None")
-
     kept = findable & jnp.isfinite(scores)
     if not include_positives:
         kept &= ~_listed(candidates, positive_ids)
-    if margins:
+    if absolute_margin is not None or relative_margin is not None:
+        if positive_scores is None:
+            raise ValueError("positive_scores: expected the positives' scores for the margin, got None")
         positive_scores = at_least_float32(positive_scores)
         if positive_scores.shape != positive_ids.shape:
             raise ValueError(
