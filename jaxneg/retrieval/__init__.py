@@ -1,6 +1,16 @@
 """Hard negatives in retrieval: scores of a set of negatives, BM25, mining, ranking metrics."""
 
 from jaxneg.retrieval.bm25 import BM25Index, bm25_index, bm25_scores, bm25_search
+from jaxneg.retrieval.cet import (
+    CETState,
+    coupled_weights,
+    init_cet,
+    ips_weight,
+    linear_warmup_decay,
+    make_cet_step,
+    pairwise_ce,
+    weighted_pairwise_loss,
+)
 from jaxneg.retrieval.dense_search import Retrieved, dense_search, pair_similarities, top_documents
 from jaxneg.retrieval.eci import (
     ECIResult,
@@ -36,6 +46,13 @@ from jaxneg.retrieval.mining import (
     n_tuples,
     triplets,
 )
+from jaxneg.retrieval.pooling import (
+    denoise_weight,
+    oracle_weight,
+    perc_pos_weight,
+    pool_labels,
+    top_negatives,
+)
 from jaxneg.retrieval.rank_correlation import kendall_tau, spearman
 from jaxneg.retrieval.ranking_metrics import (
     average_precision,
@@ -52,6 +69,7 @@ __all__ = [
     "LUCENE_STOP_WORDS",
     "NV_RETRIEVER",
     "BM25Index",
+    "CETState",
     "ECIResult",
     "ECISemResult",
     "MinedNegatives",
@@ -63,6 +81,8 @@ __all__ = [
     "bm25_index",
     "bm25_scores",
     "bm25_search",
+    "coupled_weights",
+    "denoise_weight",
     "dense_search",
     "eci",
     "eci_from_embeddings",
@@ -78,10 +98,14 @@ __all__ = [
     "infonce_loss",
     "information_capacity",
     "information_matrix",
+    "init_cet",
+    "ips_weight",
     "kendall_tau",
     "labelled_lists",
     "labelled_pairs",
     "lexical_overlap",
+    "linear_warmup_decay",
+    "make_cet_step",
     "mean_margin",
     "mine_candidates",
     "mine_negatives",
@@ -89,7 +113,11 @@ __all__ = [
     "n_tuples",
     "ndcg_at_k",
     "near_positive",
+    "oracle_weight",
     "pair_similarities",
+    "pairwise_ce",
+    "perc_pos_weight",
+    "pool_labels",
     "precision_at_k",
     "query_directions",
     "rank_sources",
@@ -101,7 +129,9 @@ __all__ = [
     "token_ids",
     "tokenize",
     "top_documents",
+    "top_negatives",
     "trec_eval_tie_order",
     "triple_weights",
     "triplets",
+    "weighted_pairwise_loss",
 ]
