@@ -4,6 +4,12 @@ from jaxneg.nn.batch_norm import BatchNorm, NormalisedModel, mean_statistics
 from jaxneg.nn.bridge import Model, bridge, bridge_normalised
 from jaxneg.nn.conditioning import timestep_embedding
 from jaxneg.nn.contraction import contract, convolve
+from jaxneg.nn.cross_encoder import (
+    BERT_BASE,
+    CrossEncoderConfig,
+    cross_encoder,
+    cross_encoder_from_torch,
+)
 from jaxneg.nn.deeplab import deeplab_head
 from jaxneg.nn.denoising_mlp import denoising_mlp
 from jaxneg.nn.dit import DIT_B_2, DIT_L_2, DIT_RULES, DIT_S_2, DIT_XL_2, DiTConfig, dit
@@ -37,6 +43,7 @@ from jaxneg.nn.transformer import (
 from jaxneg.nn.unet import UNetConfig, unet
 
 __all__ = [
+    "BERT_BASE",
     "DIT_B_2",
     "DIT_L_2",
     "DIT_RULES",
@@ -52,6 +59,7 @@ __all__ = [
     "TRANSFORMER_RULES",
     "BatchNorm",
     "Cache",
+    "CrossEncoderConfig",
     "DecoderCache",
     "DiTConfig",
     "Encoder",
@@ -68,6 +76,8 @@ __all__ = [
     "bridge_normalised",
     "contract",
     "convolve",
+    "cross_encoder",
+    "cross_encoder_from_torch",
     "deeplab_head",
     "denoising_mlp",
     "dit",

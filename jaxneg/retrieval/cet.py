@@ -274,8 +274,8 @@ def make_cet_step(
         tau: temperature of the weights, above 0. The official script has 10, its default 2; *our* generator
             wants 1. To be tuned on held-out queries.
         inputs: "separate": the batch is ``{"R": ..., "S": ...}``, and each model reads its own; "shared":
-            both read the whole batch. Each model's part is a pytree with a leading axis of 2B rows, positive and
-            negative in turn, or ``{"pos": ..., "neg": ...}`` with B rows each.
+            both read the whole batch. Each model's part is a pytree with a leading axis of 2B rows, positive
+            and negative in turn, or ``{"pos": ..., "neg": ...}`` with B rows each.
         normalise: see `coupled_weights`.
         center: see `coupled_weights`.
         positive_ips: divide by the positives' propensities too, see `coupled_weights`.

@@ -90,7 +90,7 @@ def trajectory(golden, dtype):
 
 def check_trajectory(golden, dtype, tolerance):
     (params, metrics, weights), rates = trajectory(golden, dtype)
-    close = dict(rtol=tolerance, atol=tolerance)
+    close = {"rtol": tolerance, "atol": tolerance}
     np.testing.assert_allclose(rates, golden["lr"], **close)
     for m in MODELS:
         np.testing.assert_allclose(params[m]["a"], golden[f"a{m}"], **close)
@@ -248,14 +248,14 @@ def test_options_by_hand():
     propensity = {"R": 1 + np.exp(-pos["S"]), "S": 1 + np.exp(-pos["R"])}
     mask = np.array([1, 0, 1, 1, 0, 1, 1, 1.0])
     cases = [
-        (dict(weighting="none"), None, {m: np.ones(8) for m in MODELS}),
-        (dict(weighting="none"), mask, dict.fromkeys(MODELS, mask)),
-        (dict(weighting="constant"), None, {m: np.full(8, w[m].mean()) for m in MODELS}),
-        (dict(normalise="mean"), None, {m: w[m] / w[m].mean() for m in MODELS}),
-        (dict(positive_ips=True), None, {m: w[m] * propensity[m] for m in MODELS}),
-        (dict(clip=0.5), None, {m: 1 + np.exp(np.minimum(neg[o], 0.5)) for m, o in ("RS", "SR")}),
+        ({"weighting": "none"}, None, {m: np.ones(8) for m in MODELS}),
+        ({"weighting": "none"}, mask, dict.fromkeys(MODELS, mask)),
+        ({"weighting": "constant"}, None, {m: np.full(8, w[m].mean()) for m in MODELS}),
+        ({"normalise": "mean"}, None, {m: w[m] / w[m].mean() for m in MODELS}),
+        ({"positive_ips": True}, None, {m: w[m] * propensity[m] for m in MODELS}),
+        ({"clip": 0.5}, None, {m: 1 + np.exp(np.minimum(neg[o], 0.5)) for m, o in ("RS", "SR")}),
         (
-            dict(center=True),
+            {"center": True},
             mask,
             {m: mask * (1 + np.exp(neg[o] - neg[o].mean())) for m, o in ("RS", "SR")},
         ),
