@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ import numpy as np
 import optax
 from jaxtyping import Int, PRNGKeyArray
 
+from experiments.collections import Triple
 from jaxneg.nn import BERT_BASE, CrossEncoderConfig, cross_encoder, cross_encoder_from_torch
 from jaxneg.retrieval import CETState, init_cet, linear_warmup_decay, make_cet_step
 from jaxneg.train import Target
@@ -29,14 +30,6 @@ PEAK, WARMUP, TOTAL, DECAY, CLIP = 3e-6, 10_000, 100_000, 0.01, 1.0
 TAU = 10.0
 QUERY, DOCUMENT = 32, 256
 """Tokens of each, without BERT's three."""
-
-
-class Triple(Protocol):
-    """A training triple in texts, as the reader of MS MARCO yields them."""
-
-    query: str
-    positive: str
-    negative: str
 
 
 def optimizer(total: int = TOTAL) -> optax.GradientTransformation:

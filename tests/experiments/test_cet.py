@@ -24,7 +24,7 @@ from experiments.cet import (
 )
 from experiments.cet.pooled import Pooling
 from experiments.cet.training import Arm, Listed, Recipe, Run, draw_triples, scorer, train
-from experiments.collections import TINY, data_folder, load_collection
+from experiments.collections import TINY, Triple, data_folder, load_collection
 from experiments.run_dir import RunDir
 from experiments.runner import run_experiment
 from jaxneg.nn import CrossEncoderConfig, cross_encoder
@@ -32,7 +32,7 @@ from jaxneg.retrieval import init_cet
 from jaxneg.train import compile_for, make_mesh, shard_step
 
 SMOKE = PRESETS["smoke"]
-SMALL = CrossEncoderConfig(vocab=13, width=8, heads=2, max_length=16)
+SMALL = CrossEncoderConfig(vocab=13, width=8, layers=1, heads=2, max_length=16)
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +232,7 @@ def rows_of(rng, pairs, tokens=6):
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.int32), side | {"mask": np.ones((pairs, tokens))})
 
 
-@pytest.mark.parametrize("explicit", [False, True])
+@pytest.mark.parametrize("explicit", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_pod_step_sharded_equals_unsharded(explicit):
     rng = np.random.default_rng(0)
     target = pod.cross_encoder_target(8, 6, config=SMALL, data=8)
@@ -260,7 +260,7 @@ def tokenizer():
 
 
 def test_texts_become_rows(tokenizer):
-    triples = [SimpleNamespace(query="wings", positive="wings make lift", negative="birds " * 300)] * 5
+    triples = [Triple("line 1", "wings", "wings make lift", "birds " * 300)] * 5
     batches = list(pod.triple_batches(triples, tokenizer, 2))
     assert len(batches) == 2  # the fifth makes no batch
     pos, neg = (batches[0][side] for side in ("pos", "neg"))
