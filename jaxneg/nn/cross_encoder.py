@@ -230,12 +230,14 @@ def cross_encoder_from_torch(
     params = cross_encoder(config).init(key)
     state = {name.removeprefix("bert."): np.asarray(array) for name, array in state.items()}
 
+    has_head = "classifier.weight" in state and state["classifier.weight"].shape == (1, config.width)
+
     def take(path: tuple[Any, ...], like: Array) -> Array:
         *parts, leaf = (each.key for each in path)
         suffix = "bias" if leaf == "bias" else "weight"
         layers = range(config.layers) if parts[0] == "blocks" else ()
         name = "classifier" if parts[0] == "head" else _EMBEDDINGS.get(parts[0], "")
-        if parts[0] == "head" and np.shape(state.get("classifier.weight")) != (1, config.width):
+        if parts[0] == "head" and not has_head:
             return like
         names = [f"encoder.layer.{n}.{_PARTS[parts[1]]}.{suffix}" for n in layers] or [f"{name}.{suffix}"]
         arrays = []

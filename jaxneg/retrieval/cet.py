@@ -416,7 +416,7 @@ def linear_warmup_decay(peak: float, warmup: int, total: int) -> optax.Schedule:
     if total < max(warmup, 1):
         raise ValueError(f"total: expected at least warmup = {warmup} and 1, got {total}")
 
-    def schedule(count: Int[Array, ""] | int) -> Float[Array, ""]:
+    def schedule(count: Any) -> Float[Array, ""]:
         t = jnp.asarray(count, float)
         rise, fall = t / max(warmup, 1), (total - t) / max(total - warmup, 1)
         return peak * jnp.where(t < warmup, rise, jnp.maximum(fall, 0.0))
