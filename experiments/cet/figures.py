@@ -46,9 +46,11 @@ def _dots(axes: Axes, arms: tuple[Arm, ...], values: np.ndarray) -> None:
     axes.set_axisbelow(True)
 
 
-def _legend(axes: Axes) -> None:
+def _legend(axes: Axes, arms: tuple[Arm, ...]) -> None:
+    shown = {_colour(arm) for arm in arms}
     for name, colour in KINDS.items():
-        axes.plot([], [], "o", color=colour, label=name)
+        if colour in shown:
+            axes.plot([], [], "o", color=colour, label=name)
 
 
 def draw_generator(run_dir: RunDir, arms: tuple[Arm, ...], made: Mapping[str, np.ndarray]) -> None:
@@ -56,7 +58,7 @@ def draw_generator(run_dir: RunDir, arms: tuple[Arm, ...], made: Mapping[str, np
     figure, axes = plt.subplots(figsize=(8, 5.6), layout="constrained")
     _dots(axes, arms, made["ndcg"])
     axes.set_xlabel("nDCG@10 against true relevance, held-out queries")
-    _legend(axes)
+    _legend(axes, arms)
     figure.legend(loc="outside lower center", ncols=len(KINDS), frameon=False, fontsize=8)
     run_dir.figure(
         "generator",
@@ -155,7 +157,7 @@ def draw_pooled(
             axes.set_title(f"{name}\n{pooling.name.replace('; ', chr(10))}", fontsize=8)
             axes.set_ylim(len(arms) - 0.5, -0.5)
         grid[-1, column].set_xlabel("nDCG@10, all judgments")
-    _legend(grid[0, 0])
+    _legend(grid[0, 0], arms)
     handles, names = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=len(KINDS), frameon=False, fontsize=8)
     run_dir.figure(
