@@ -96,8 +96,8 @@ def our_step(setting: Setting) -> tuple[Callable[..., Any], CETState]:
         (scores,) = model.apply(params, rows)
         return scores[:, 0]
 
-    params = [model.init(jax.random.key(seed)) for seed in range(2)]
-    return make_cet_step(score, score, TX, TX, TAU), init_cet(jax.random.key(2), *params, TX, TX)
+    R, S = (model.init(jax.random.key(seed)) for seed in range(2))
+    return make_cet_step(score, score, TX, TX, TAU), init_cet(jax.random.key(2), R, S, TX, TX)
 
 
 class PeerStep:

@@ -251,7 +251,7 @@ def compare(
     found = [stage(place, partial(measure, arm)) for place, arm in enumerate(progress(arms))]
     alone = [
         np.mean(
-            ndcg_at_k(np.stack([each.retrievers[name][world.trained :] for each in drawn]), tested), axis=1
+            ndcg_at_k(jnp.stack([each.retrievers[name][world.trained :] for each in drawn]), tested), axis=1
         )
         for name in (WEAK, STRONG)
     ]

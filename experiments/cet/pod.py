@@ -145,9 +145,9 @@ def from_checkpoint(
     # CET's heads are new even where the checkpoint has one.
     state = {name: array for name, array in state.items() if not name.startswith("classifier")}
     for_R, for_S, for_run = jax.random.split(key, 3)
-    params = [cross_encoder_from_torch(config, state, each) for each in (for_R, for_S)]
+    R, S = (cross_encoder_from_torch(config, state, each) for each in (for_R, for_S))
     tx = optimizer(total)
-    return config, init_cet(for_run, *params, tx, tx)
+    return config, init_cet(for_run, R, S, tx, tx)
 
 
 def encoded(

@@ -121,7 +121,7 @@ def score(collection: Collection) -> Scored:
     docs = token_ids(tokens)
     queries = token_ids(query_tokens, docs.vocabulary)
     index = bm25_index(docs.ids, len(docs.vocabulary), k1=0.9, b=0.4)
-    lexical = np.asarray(bm25_scores(index, queries.ids))
+    lexical = np.asarray(bm25_scores(index, jnp.asarray(queries.ids)))
     if collection.teacher is not None:
         embedded, dense_name = collection.teacher, "MiniLM sentence embeddings of the folder"
     else:

@@ -107,10 +107,10 @@ class CrossEncoder(nnx.Module):
 
     def __init__(self, config: CrossEncoderConfig, rngs: nnx.Rngs):
         self.config = config
-        sizes = {"words": config.vocab, "positions": config.max_length, "segments": config.segments}
-        normal = nnx.initializers.normal(0.02)
-        for name, size in sizes.items():
-            setattr(self, name, nnx.Embed(size, config.width, embedding_init=normal, rngs=rngs))
+        self.words, self.positions, self.segments = (
+            nnx.Embed(size, config.width, embedding_init=nnx.initializers.normal(0.02), rngs=rngs)
+            for size in (config.vocab, config.max_length, config.segments)
+        )
         self.norm = _norm(config, rngs)
         self.blocks = nnx.vmap(lambda rngs: Block(config, rngs))(rngs.split(config.layers))
         self.pooler = _linear(config, config.width, config.width, rngs)
@@ -129,7 +129,7 @@ class CrossEncoder(nnx.Module):
                 raise ValueError(
                     f"{name}: expected the shape of tokens, {tokens.shape}, got {inputs[name].shape}"
                 )
-        keys = (None,) * 3 if key is None else jax.random.split(key, 3)
+        keys: Any = (None,) * 3 if key is None else jax.random.split(key, 3)
 
         def embedded(name: str, indices: Array) -> Array:
             table = jnp.asarray(getattr(self, name).embedding[...], config.dtype)

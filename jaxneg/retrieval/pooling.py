@@ -6,6 +6,7 @@ full judgments the pool can be simulated, and the false negatives among mined ne
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxneg.retrieval.masked import at_least_float32
@@ -82,7 +83,7 @@ def top_negatives(
     return jnp.pad(index, missing, constant_values=-1)
 
 
-def oracle_weight(neg_rel: Array) -> Float[Array, "*pairs"]:
+def oracle_weight(neg_rel: ArrayLike) -> Float[Array, "*pairs"]:
     """Weight 1 for a negative that is truly not relevant, else 0: the ceiling, where all is judged.
 
     Args:
@@ -101,7 +102,7 @@ def oracle_weight(neg_rel: Array) -> Float[Array, "*pairs"]:
     return (jnp.asarray(neg_rel) <= 0).astype(jnp.float32)
 
 
-def denoise_weight(neg_teacher: Float[Array, "*pairs"], threshold: float | Array) -> Float[Array, "*pairs"]:
+def denoise_weight(neg_teacher: ArrayLike, threshold: float | Array) -> Float[Array, "*pairs"]:
     """Weight 1 for a negative that a teacher scores no higher than a threshold, else 0.
 
     Args:
@@ -122,7 +123,7 @@ def denoise_weight(neg_teacher: Float[Array, "*pairs"], threshold: float | Array
 
 
 def perc_pos_weight(
-    pos_score: Float[Array, "*pairs"], neg_score: Float[Array, "*pairs"], share: float = 0.95
+    pos_score: ArrayLike, neg_score: ArrayLike, share: float = 0.95
 ) -> Float[Array, "*pairs"]:
     """Weight 1 for a negative that scores at most a share of the positive's score, else 0.
 
@@ -146,7 +147,7 @@ def perc_pos_weight(
         >>> perc_pos_weight(jnp.array([1.0, 1.0]), jnp.array([0.94, 0.96])).tolist()
         [1.0, 0.0]
     """
-    pos, neg = at_least_float32(pos_score), at_least_float32(neg_score)
+    pos, neg = (at_least_float32(jnp.asarray(scores)) for scores in (pos_score, neg_score))
     if pos.shape != neg.shape:
         raise ValueError(f"neg_score: expected the shape of pos_score, {pos.shape}, got {neg.shape}")
     if not 0 < share <= 1:
