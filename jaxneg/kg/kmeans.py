@@ -53,7 +53,9 @@ def kmeans(
     X = _checked(X, K)
     if isinstance(init, str):
         one_of("init", init, INITS)
-        centers = kmeans_plus_plus(key, X, K) if init == "k-means++" else jax.random.choice(key, X, (K,), False)
+        centers = (
+            kmeans_plus_plus(key, X, K) if init == "k-means++" else jax.random.choice(key, X, (K,), False)
+        )
     else:
         centers = jnp.asarray(init, X.dtype)
         if centers.shape != (K, X.shape[1]):

@@ -82,7 +82,9 @@ def known_triples(triples: ArrayLike, num_entities: int, num_relations: int | No
     ids_in_range("triples", rows, num_entities, num_relations)
     rows = np.unique(rows.astype(np.int64), axis=0)
     return KnownTriples(
-        tails=_sorted(rows, num_entities), heads=_sorted(rows[:, ::-1], num_entities), num_entities=num_entities
+        tails=_sorted(rows, num_entities),
+        heads=_sorted(rows[:, ::-1], num_entities),
+        num_entities=num_entities,
     )
 
 
@@ -213,10 +215,7 @@ def filter_known(
     def again(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         number, cand, bad = state
         fresh = jax.random.fold_in(key, number)
-        if draw is None:
-            drawn = uniform(fresh)
-        else:
-            drawn = jax.lax.cond(number == rounds - 1, uniform, draw, fresh)
+        drawn = uniform(fresh) if draw is None else jax.lax.cond(number == rounds - 1, uniform, draw, fresh)
         cand = jnp.where(bad, drawn, cand)
         return number + 1, cand, bad & is_known(known_keys, triples, cand, side)
 

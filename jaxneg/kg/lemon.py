@@ -8,7 +8,6 @@ leaves both open.
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
@@ -85,7 +84,9 @@ def text_neighbourhoods(labels: ArrayLike, centers: ArrayLike, n_min: int) -> Ne
         raise ValueError("centers: expected finite numbers")
     K = len(centers)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"labels: expected one integer an entity, got {labels.dtype} of shape {labels.shape}")
+        raise ValueError(
+            f"labels: expected one integer an entity, got {labels.dtype} of shape {labels.shape}"
+        )
     if ((labels < -1) | (labels >= K)).any():
         wrong = int(np.flatnonzero((labels < -1) | (labels >= K))[0])
         raise ValueError(

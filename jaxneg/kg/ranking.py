@@ -53,7 +53,8 @@ def filtered_ranks(
     rank = 1 + #{strictly higher}, plus the number of equal ones for the pessimistic rank. A score that is
     not a number counts as higher than the true one, and a true score that is not a number ranks last.
 
-    All comparisons are within one array of scores ``[chunk, entities]``, so that equal embeddings tie, bit for
+    All comparisons are within one array of scores ``[chunk, entities]``, so that equal embeddings tie, bit
+    for
     bit.
 
     Args:

@@ -26,7 +26,8 @@ class RestartingAdamState(NamedTuple):
 def restarting_adam(
     learning_rate: float | Float[Array, ""], max_steps: int, factor: float = 0.1
 ) -> optax.GradientTransformation:
-    """Adam that restarts with ``factor`` times the learning rate after steps w, 3w, 9w, ... of w = max_steps // 2.
+    """Adam that restarts with ``factor`` times the learning rate after steps w, 3w, 9w, ... of w =
+    max_steps // 2.
 
     Args:
         learning_rate: at first.

@@ -17,9 +17,7 @@ from jaxneg.kg.candidate_sets import CandidateSets, candidate_sets, sample_candi
 MODES = ("walk", "reach")
 
 
-def khop_neighbourhoods(
-    triples: ArrayLike, num_entities: int, k: int, mode: str = "walk"
-) -> CandidateSets:
+def khop_neighbourhoods(triples: ArrayLike, num_entities: int, k: int, mode: str = "walk") -> CandidateSets:
     """The entities within k hops of each entity, whatever relation and direction. Not under ``jit``.
 
     Args:

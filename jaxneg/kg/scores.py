@@ -209,9 +209,7 @@ def score_all(
     halves = [x.T for each in (query, table) for x in jnp.split(each, kind.entity_width, axis=-1)]
     dimensions = halves[0].shape[0]
     padding = -dimensions % COORDINATES_AT_ONCE  # a coordinate that is 0 in both adds no distance
-    groups = [
-        jnp.pad(x, ((0, padding), (0, 0))).reshape(-1, COORDINATES_AT_ONCE, x.shape[1]) for x in halves
-    ]
+    groups = [jnp.pad(x, ((0, padding), (0, 0))).reshape(-1, COORDINATES_AT_ONCE, x.shape[1]) for x in halves]
 
     def add(total: Array, group: list[Array]) -> tuple[Array, None]:
         for i in range(COORDINATES_AT_ONCE):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
-from jaxneg.kg.arguments import at_least, one_of
+from jaxneg.kg.arguments import SIDES, at_least, one_of
 from jaxneg.kg.known_triples import KnownTriples, filter_known
 from jaxneg.kg.losses import kge_loss, l3_regularization
 from jaxneg.kg.scores import MODELS, kge_score
@@ -84,8 +84,8 @@ def make_kge_step(
         sampler: ``(key, triples [B, 3], side) -> entities [B, n]``, or, for one that chooses sides itself,
             ``(entities, is_head)``.
         alpha: adversarial temperature; None: all negatives count alike.
-        known: training triples, whose negatives are drawn again; None: no filter. A sampler that chooses
-            sides is not filtered.
+        known: training triples, whose negatives are drawn again; None: no filter. For a sampler that
+            chooses sides they are drawn again uniformly.
         rounds: of `filter_known`.
         regularization: coefficient of `l3_regularization`.
         update: "all": every row. "touched": the rows of the batch; rows that it lacks keep their moments,
@@ -123,8 +123,12 @@ def make_kge_step(
     def negatives(key: PRNGKeyArray, triples: Array, side: str) -> Negatives:
         of_sample, of_filter = jax.random.split(key)
         drawn = sampler(of_sample, triples, side)
-        if known is None or isinstance(drawn, tuple):
+        if known is None:
             return drawn
+        if isinstance(drawn, tuple):
+            entities, is_head = drawn
+            heads, tails = (filter_known(of_filter, entities, triples, known, s, rounds) for s in SIDES)
+            return jnp.where(is_head, heads, tails), is_head
 
         def again(key: PRNGKeyArray) -> Array:
             return sampler(key, triples, side)  # pyright: ignore[reportReturnType]
@@ -133,9 +137,7 @@ def make_kge_step(
 
     def loss(params: Any, ids: _Ids, weight: Array | None) -> tuple[Array, dict[str, Array]]:
         positive = kge_score(model, params, ids.head, ids.relation, ids.tail)
-        negative = kge_score(
-            model, params, ids.negative_head, ids.relation, ids.negative_tail, side=ids.side
-        )
+        negative = kge_score(model, params, ids.negative_head, ids.relation, ids.negative_tail, side=ids.side)
         value = kge_loss(positive, negative, weight, alpha)
         if regularization:
             value = value + regularization * l3_regularization(params)
@@ -207,7 +209,7 @@ def update_rows(
     small = {**params, "entity": gathered(params["entity"], "entity")}
     small, small_state = _updated(tx, grads, small_state, small)
     opt_state = optax.tree.map_params(
-        tx, scattered, opt_state, small_state, names, transform_non_params=lambda old, new, *_: new
+        tx, scattered, opt_state, small_state, names, transform_non_params=lambda _, new, *__: new
     )
     return {name: scattered(params[name], small[name], name) for name in params}, opt_state
 
@@ -258,5 +260,3 @@ def _updated(tx: optax.GradientTransformation, grads: Any, opt_state: Any, param
     updates, opt_state = tx.update(grads, opt_state, params)
     updates = {**updates, "gamma": jnp.zeros_like(params["gamma"])}  # a constant, even under weight decay
     return optax.apply_updates(params, updates), opt_state
-
-

@@ -202,9 +202,15 @@ def test_bad_arguments():
         (lambda: kg.kmeans(key, rows, 5), "K: expected from 1 to the number of rows, 4, got 5"),
         (lambda: kg.kmeans(key, rows.at[2, 0].set(jnp.nan), 2), "X: expected finite numbers, row 2"),
         (lambda: kg.kmeans(key, rows, 2, init="best"), "init: expected one of k-means"),
-        (lambda: kg.kmeans(key, rows, 2, init=rows), r"init: expected centres of shape \(2, 2\), got \(4, 2\)"),
+        (
+            lambda: kg.kmeans(key, rows, 2, init=rows),
+            r"init: expected centres of shape \(2, 2\), got \(4, 2\)",
+        ),
         (lambda: kg.lloyd(rows, rows, 0), "max_iter: expected at least 1"),
-        (lambda: kg.text_neighbourhoods([0, 7], CENTERS, 1), "labels: entity 1: expected a cluster from 0 to 4"),
+        (
+            lambda: kg.text_neighbourhoods([0, 7], CENTERS, 1),
+            "labels: entity 1: expected a cluster from 0 to 4",
+        ),
         (lambda: kg.text_neighbourhoods([0.5], CENTERS, 1), "labels: expected one integer an entity"),
         (lambda: kg.text_neighbourhoods([0], [1.0], 1), r"centers: expected shape \[clusters, z\]"),
         (lambda: kg.text_neighbourhoods([0], [[np.nan]], 1), "centers: expected finite numbers"),

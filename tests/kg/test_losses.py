@@ -25,7 +25,9 @@ BILINEAR = ("DistMult", "ComplEx")
 def test_official_losses_and_gradients(golden, request, case, x64):
     form, weighting, side = case
     name = "_".join(case)
-    model = next(m for m in sorted(kg.MODELS, key=len, reverse=True) if f"scores_loss_{m}" in request.node.name)
+    model = next(
+        m for m in sorted(kg.MODELS, key=len, reverse=True) if f"scores_loss_{m}" in request.node.name
+    )
     params = {k: jnp.asarray(golden[k]) for k in ("entity", "relation", "gamma", "modulus") if k in golden}
     (h, r, t), neg = jnp.asarray(golden["pos"]).T, jnp.asarray(golden["neg"])
     weight = jnp.asarray(golden["subsampling_weight"]) if weighting == "subsampled" else None
@@ -87,7 +89,9 @@ def test_weights_by_counting(triples):
 
 def test_bad_arguments():
     pos, neg = jnp.zeros(2), jnp.zeros((2, 3))
-    with pytest.raises(ValueError, match=r"neg: expected the shape of pos, \(2,\), and negatives, got \(3, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"neg: expected the shape of pos, \(2,\), and negatives, got \(3, 3\)"
+    ):
         kg.kge_loss(pos, jnp.zeros((3, 3)))
     with pytest.raises(ValueError, match=r"got \(2, 0\)"):
         kg.kge_loss(pos, neg[:, :0])

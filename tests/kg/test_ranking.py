@@ -11,7 +11,11 @@ from jaxneg import kg
 @pytest.mark.golden("lemon", "ranks_*.npz")
 def test_official_ranks(golden, x64):
     model = str(golden["model"])
-    params = {name: jnp.asarray(golden[name]) for name in ("entity", "relation", "gamma", "modulus") if name in golden}
+    params = {
+        name: jnp.asarray(golden[name])
+        for name in ("entity", "relation", "gamma", "modulus")
+        if name in golden
+    }
     width = params["relation"].shape[1] // kg.MODELS[model].relation_width
     np.testing.assert_allclose((golden["gamma"] + 2) / width, golden["embedding_range"])
     ranks = kg.filtered_ranks(
@@ -34,9 +38,7 @@ def brute(scores, known, test):
         for true, replaced in ((h, lambda e: (e, r, t)), (t, lambda e: (h, r, e))):  # noqa: B023
             own = scores[(*replaced(true),)]
             others = [
-                scores[replaced(e)]
-                for e in range(scores.shape[0])
-                if e != true and replaced(e) not in known
+                scores[replaced(e)] for e in range(scores.shape[0]) if e != true and replaced(e) not in known
             ]
             higher = sum(s > own for s in others)
             row.append((1 + higher, 1 + higher + sum(s == own for s in others)))

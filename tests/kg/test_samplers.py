@@ -139,7 +139,9 @@ def test_cache_keeps_with_the_probability_of_the_score():
     cache = jnp.zeros((20_000, 1), jnp.int32)
     new = np.asarray(kg.nscaching_refresh(jax.random.key(0), cache, lambda c: scores[c], 40, 4))
     expected = np.asarray(jax.nn.softmax(scores))
-    assert stats.chisquare(np.bincount(new[:, 0], minlength=4), 20_000 * expected / expected.sum()).pvalue > 1e-3
+    assert (
+        stats.chisquare(np.bincount(new[:, 0], minlength=4), 20_000 * expected / expected.sum()).pvalue > 1e-3
+    )
     few = kg.nscaching_refresh(jax.random.key(1), jnp.zeros((5, 6), jnp.int32), lambda c: scores[c], 60, 4)
     assert all(set(row) == {0, 1, 2, 3} for row in few.tolist())
     drawn = kg.sample_cache(jax.random.key(2), jnp.array([[1, 2], [3, 3]]), jnp.array([1, 0, 0]), 50)
@@ -183,7 +185,9 @@ def test_bad_arguments():
         (lambda: kg.khop_neighbourhoods([[0, 0, 9]], 2, 1), "tail of triple 0"),
         (lambda: kg.relation_cardinality([[0, 4, 1]], 2), "relation of triple 0"),
         (
-            lambda: kg.is_known(kg.known_triples([[0, 0, 1]], 2), jnp.zeros((1, 3), int), jnp.zeros((1, 1)), "both"),
+            lambda: kg.is_known(
+                kg.known_triples([[0, 0, 1]], 2), jnp.zeros((1, 3), int), jnp.zeros((1, 1)), "both"
+            ),
             "side: expected one of head, tail",
         ),
     ]

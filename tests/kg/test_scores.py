@@ -138,13 +138,15 @@ def test_initial_tables():
 def test_bad_arguments():
     params = kg.kge_init(jax.random.key(0), "TransE", 5, 2, 4, gamma=6.0)
     ids = jnp.zeros(1, int)
-    with pytest.raises(ValueError, match="model: expected one of TransE, DistMult, .* got 'TransX'"):
+    with pytest.raises(ValueError, match=r"model: expected one of TransE, DistMult, .* got 'TransX'"):
         kg.kge_score("TransX", params, ids, ids, ids)
     with pytest.raises(ValueError, match="model: expected one of"):
         kg.kge_init(jax.random.key(0), "TransX", 5, 2, 4, gamma=6.0)
     with pytest.raises(ValueError, match="side: expected one of head, tail, got 'both'"):
         kg.kge_score("TransE", params, ids, ids, ids, side="both")
-    with pytest.raises(ValueError, match=r"RotatE has 2 numbers of an entity for 1 of a relation, got entity"):
+    with pytest.raises(
+        ValueError, match=r"RotatE has 2 numbers of an entity for 1 of a relation, got entity"
+    ):
         kg.kge_score("RotatE", params, ids, ids, ids)
     with pytest.raises(ValueError, match=r"pRotatE needs .*\['modulus'\] missing"):
         kg.kge_score("pRotatE", params, ids, ids, ids)

@@ -46,7 +46,11 @@ def test_touched_rows_are_all_that_matters(triples, tx):
     """Where a row without a gradient stays as it is, both updates are the same."""
     known = kg.known_triples(triples, ENTITIES)
     results = [
-        steps(kg.make_kge_step("RotatE", tx, sampler, alpha=0.5, known=known, update=update), start(tx, "RotatE"), batch_of(triples))
+        steps(
+            kg.make_kge_step("RotatE", tx, sampler, alpha=0.5, known=known, update=update),
+            start(tx, "RotatE"),
+            batch_of(triples),
+        )
         for update in ("all", "touched")
     ]
     for a, b in zip(*(jax.tree.leaves(r[0]._replace(key=0)) for r in results), strict=True):
@@ -89,7 +93,9 @@ def test_sides_alternate_and_the_loss_falls(triples):
     assert set(seen) == {"head", "tail"}
     assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:10])
     # Step 1 replaces tails: no gradient reaches an entity but heads, tails and negatives.
-    one = kg.make_kge_step("TransE", optax.sgd(1.0), lambda k, x, side: jnp.full((len(x), 1), 5 if side == "tail" else 6))
+    one = kg.make_kge_step(
+        "TransE", optax.sgd(1.0), lambda k, x, side: jnp.full((len(x), 1), 5 if side == "tail" else 6)
+    )
     first = start(optax.sgd(1.0))
     after_one, _ = one(first, {"triples": jnp.array([[0, 0, 1]])})
     after_two, _ = one(after_one, {"triples": jnp.array([[0, 0, 1]])})
@@ -110,10 +116,12 @@ def test_a_sampler_that_chooses_sides_and_regularization(triples):
         lambda key, x, side: kg.sample_bernoulli(key, x, probability, N, ENTITIES),
         regularization=0.1,
     )
-    state, metrics = steps(step, start(tx, "DistMult"), batch_of(triples))
+    _, metrics = steps(step, start(tx, "DistMult"), batch_of(triples))
     assert bool(jnp.isfinite(metrics["loss"]))
     weak = kg.make_kge_step("DistMult", tx, sampler)
-    with_l3, without = (float(steps(s, start(tx, "DistMult"), batch_of(triples), 1)[1]["loss"]) for s in (step, weak))
+    with_l3, without = (
+        float(steps(s, start(tx, "DistMult"), batch_of(triples), 1)[1]["loss"]) for s in (step, weak)
+    )
     assert with_l3 > without
 
 
@@ -160,7 +168,9 @@ def test_sharded_is_unsharded(triples, update, explicit):
         found, sharded_metrics = sharded(found, batch)
     assert found.params["entity"].sharding.spec == jax.P("model", None)
     assert found.opt_state[0].mu["entity"].sharding.spec == jax.P("model", None)
-    for a, b in zip(jax.tree.leaves(found._replace(key=0)), jax.tree.leaves(expected._replace(key=0)), strict=True):
+    for a, b in zip(
+        jax.tree.leaves(found._replace(key=0)), jax.tree.leaves(expected._replace(key=0)), strict=True
+    ):
         np.testing.assert_allclose(a, b, atol=2e-5)
     np.testing.assert_allclose(sharded_metrics["loss"], metrics["loss"], rtol=1e-5)
 
