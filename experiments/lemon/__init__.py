@@ -44,7 +44,7 @@ class Config:
     """The graph on which the paper's claims are measured."""
     dense: GraphPlan = DENSE
     """The graph on which text neighbours are expected to be false negatives."""
-    seeds: int = 5
+    seeds: int = 3
     """Repetitions; each has its own tables, batches, negatives and clusters."""
     steps: int = 1500
     """Updates of each training."""

@@ -187,8 +187,9 @@ def lemon_probabilities(
     """The distribution that `sample_lemon` with a filter stands for, in closed form; for tests and checks.
 
     Uniform over the candidates that make no known triple, where nearest clusters are added until n_min such
-    candidates are there; over all entities if there are none at all. The draw with redrawing keeps to the
-    first n_min candidates before the filter instead, which is the same where enough of them survive.
+    candidates are there; over all entities if there are none at all. Redrawing what is known keeps to the
+    candidates before the filter instead, which is the same where n_min of them survive and mix is 0; with a mix
+    it draws somewhat more from all entities, since fewer of those are rejected.
 
     Args:
         nb: of `text_neighbourhoods`.

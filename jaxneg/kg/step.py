@@ -196,22 +196,28 @@ def update_rows(
         [[0.0], [-1.0], [0.0]]
     """
     names = {name: name for name in params}
-
-    def gathered(leaf: Array, name: str) -> Array:
-        return _some_rows(leaf, touched) if name == "entity" else leaf
-
-    def scattered(whole: Array, part: Array, name: str) -> Array:
-        if name != "entity":
-            return part
-        return whole.at[touched].set(part, mode="drop", unique_indices=True)
-
-    small_state = optax.tree.map_params(tx, gathered, opt_state, names)
-    small = {**params, "entity": gathered(params["entity"], "entity")}
-    small, small_state = _updated(tx, grads, small_state, small)
-    opt_state = optax.tree.map_params(
-        tx, scattered, opt_state, small_state, names, transform_non_params=lambda _, new, *__: new
+    # Which leaves of the optimizer's state have a row for each entity.
+    by_entity = optax.tree.map_params(
+        tx, lambda _, name: name == "entity", opt_state, names, transform_non_params=lambda _: False
     )
-    return {name: scattered(params[name], small[name], name) for name in params}, opt_state
+    of_params = {name: name == "entity" for name in params}
+
+    def gathered(leaf: Array, has_rows: bool) -> Array:
+        return _some_rows(leaf, touched) if has_rows else leaf
+
+    def scattered(whole: Array, part: Array, has_rows: bool) -> Array:
+        return whole.at[touched].set(part, mode="drop", unique_indices=True) if has_rows else part
+
+    small, small_state = _updated(
+        tx,
+        grads,
+        jax.tree.map(gathered, opt_state, by_entity),
+        jax.tree.map(gathered, dict(params), of_params),
+    )
+    return (
+        jax.tree.map(scattered, dict(params), small, of_params),
+        jax.tree.map(scattered, opt_state, small_state, by_entity),
+    )
 
 
 class _Ids(NamedTuple):

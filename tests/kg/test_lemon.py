@@ -1,5 +1,7 @@
 """Text neighbourhoods: PCA, k-means, candidate sets and their distributions."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,12 +91,15 @@ def test_draws_have_the_distribution_in_closed_form():
     n = 20_000
 
     def draw(key):
-        return kg.sample_lemon(key, nb, triples[:, 2], n, mix=0.25)
+        return kg.sample_lemon(key, nb, triples[:, 2], n, mix=0.0)
 
-    draws = jax.jit(lambda key: kg.filter_known(key, draw(key), triples, known, "tail", rounds=9, draw=draw))
+    draws = jax.jit(lambda key: kg.filter_known(key, draw(key), triples, known, "tail", rounds=14, draw=draw))
     found = np.stack([np.bincount(row, minlength=8) for row in np.asarray(draws(jax.random.key(0)))])
     # Both of cluster 0's other members survive the filter, so that redrawing has the exact distribution.
-    expected = kg.lemon_probabilities(nb, triples, known, "tail", n_min=2, mix=0.25)
+    expected = kg.lemon_probabilities(nb, triples, known, "tail", n_min=2)
+    mixed = kg.lemon_probabilities(nb, triples, known, "tail", n_min=2, mix=0.25)
+    free = np.array([1, 0, 1, 1, 1, 0, 1, 1]) / 6
+    np.testing.assert_allclose(mixed[0], 0.75 * expected[0] + 0.25 * free, atol=1e-6)
     for counts, p in zip(found, np.asarray(expected, np.float64), strict=True):
         assert not counts[p == 0].any()
         assert stats.chisquare(counts[p > 0], n * p[p > 0] / p.sum()).pvalue > 1e-3
@@ -135,9 +140,11 @@ def test_affinity_clusters_follow_the_table():
 def test_kmeans_is_as_good_as_scikit_learn():
     rng = np.random.default_rng(0)
     X = np.concatenate([rng.normal(c, 0.3, (40, 3)) for c in rng.normal(0, 4, (6, 3))])
-    labels, centers, inertia = jax.jit(kg.kmeans, static_argnums=2)(jax.random.key(1), X, 6)
-    theirs = KMeans(6, n_init=1, random_state=0).fit(X)
-    assert float(inertia) < 1.5 * theirs.inertia_
+    program = jax.jit(kg.kmeans, static_argnums=2)
+    runs = [program(jax.random.key(i), X, 6) for i in range(8)]
+    labels, centers, inertia = min(runs, key=lambda run: float(run[2]))
+    theirs = KMeans(6, n_init=8, random_state=0).fit(X)
+    assert float(inertia) < 1.01 * theirs.inertia_
     brute = np.argmin(((X[:, None] - np.asarray(centers)) ** 2).sum(-1), axis=1)
     np.testing.assert_array_equal(labels, brute)
     assert float(inertia) == pytest.approx(((X - np.asarray(centers)[brute]) ** 2).sum(), rel=1e-4)
@@ -160,7 +167,8 @@ def test_more_rows_than_fit_at_once(monkeypatch):
     X = jax.random.normal(jax.random.key(0), (50, 3))
     centers = X[:4]
     whole = kg.nearest_centers(X, centers)
-    monkeypatch.setattr("jaxneg.kg.kmeans.ROWS_AT_ONCE", 16)
+    # The module, which the function of the same name hides.
+    monkeypatch.setattr(importlib.import_module("jaxneg.kg.kmeans"), "ROWS_AT_ONCE", 16)
     for a, b in zip(whole, kg.nearest_centers(X, centers), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 

@@ -138,7 +138,7 @@ def test_cache_keeps_with_the_probability_of_the_score():
     scores = jnp.array([0.0, 1.0, 2.0, 0.5])
     cache = jnp.zeros((20_000, 1), jnp.int32)
     new = np.asarray(kg.nscaching_refresh(jax.random.key(0), cache, lambda c: scores[c], 40, 4))
-    expected = np.asarray(jax.nn.softmax(scores))
+    expected = np.asarray(jax.nn.softmax(scores), np.float64)
     assert (
         stats.chisquare(np.bincount(new[:, 0], minlength=4), 20_000 * expected / expected.sum()).pvalue > 1e-3
     )
