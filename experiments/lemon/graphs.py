@@ -26,7 +26,7 @@ EMBEDDED = "umls"
 SPLITS = ("train", "valid", "test")
 SUFFIXES = (".txt", ".tsv", ".txt.gz", ".tsv.gz")
 STORED = ("minilm_l6.npz", "minilm_l6_core3.npz")
-"""Embeddings by all-MiniLM-L6-v2: ``long64`` or ``name`` of all entities, or ``emb`` of ``entity_index``."""
+"""Embeddings by all-MiniLM-L6-v2: ``name`` (or ``long64``) of all entities, or ``emb`` of ``entity_index``."""
 
 
 @dataclass(frozen=True)
@@ -259,9 +259,9 @@ def _stored(folder: Path, entities: int) -> np.ndarray | None:
         return None
     remedy = "embed the texts again, in the order of the entities, or remove the file"
     arrays = load_npz(path)
-    name = next((name for name in ("long64", "emb", "name") if name in arrays), None)
+    name = next((name for name in ("name", "emb", "long64") if name in arrays), None)
     if name is None:
-        raise ValueError(f"{path}: expected an array long64, emb or name, got {', '.join(arrays)}: {remedy}")
+        raise ValueError(f"{path}: expected an array name, emb or long64, got {', '.join(arrays)}: {remedy}")
     rows, index = arrays[name].astype(np.float32), arrays.get("entity_index", np.arange(entities))
     if rows.ndim != 2 or len(rows) != len(index) or (len(index) and index.max() >= entities):
         raise ValueError(

@@ -101,10 +101,11 @@ def filtered_ranks(
         return FilteredRanks(jnp.zeros((0, 2), jnp.int32), jnp.zeros((0, 2), jnp.int32))
     chunk = min(chunk, test.shape[0])
     padded = jnp.concatenate([test, jnp.broadcast_to(test[:1], (-test.shape[0] % chunk, 3))])
-    return _ranks(params, padded, known, chunk, model, entities, length, test.shape[0])
+    ranks = _ranks(params, padded, known, chunk, model, entities, length)
+    return FilteredRanks(*(each[: test.shape[0]] for each in ranks))
 
 
-@jax.jit(static_argnums=(3, 4, 5, 6, 7))
+@jax.jit(static_argnums=(3, 4, 5, 6))
 def _ranks(
     params: Params,
     padded: Array,
@@ -113,7 +114,6 @@ def _ranks(
     model: str | Callable,
     entities: int,
     length: int,
-    count: int,
 ) -> FilteredRanks:
     def of_side(triples: Array, side: str) -> tuple[Array, Array]:
         entity, true = (triples[:, i] for i in ((0, 2) if side == "tail" else (2, 0)))
@@ -144,7 +144,7 @@ def _ranks(
         return optimistic, pessimistic
 
     optimistic, pessimistic = jax.lax.map(of_chunk, padded.reshape(-1, chunk, 3))
-    return FilteredRanks(*(ranks.reshape(-1, 2)[:count] for ranks in (optimistic, pessimistic)))
+    return FilteredRanks(*(ranks.reshape(-1, 2) for ranks in (optimistic, pessimistic)))
 
 
 def ranking_metrics(

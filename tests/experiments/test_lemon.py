@@ -131,7 +131,7 @@ def test_stored_embeddings(folder):
         read_graph(folder)
     np.savez(folder / "minilm_l6.npz", other=np.ones((3, 4)))
     with pytest.raises(
-        ValueError, match="expected an array long64, emb or name, got other: embed the texts again"
+        ValueError, match="expected an array name, emb or long64, got other: embed the texts again"
     ):
         read_graph(folder)
     np.savez(folder / "minilm_l6.npz", emb=2 * np.ones((2, 4), np.float16), entity_index=np.array([0, 2]))
