@@ -24,7 +24,7 @@ from experiments.lemon.pod import PodScale, lemon_step_target
 from experiments.lemon.results import GraphResult
 from experiments.lemon.tables import mechanism_table, paper_table, result_table
 from experiments.lemon.texts import Encoder, embed, neighbourhoods
-from experiments.lemon.training import Arm, GraphPlan, arms_of, draws, evaluate, on_device, train
+from experiments.lemon.training import Arm, Draw, GraphPlan, arms_of, draws, evaluate, on_device, train
 from experiments.run_dir import Outcome, RunDir
 from jaxneg.kg import known_triples
 from jaxneg.train import Target
@@ -177,7 +177,7 @@ def _measure(config: Config, run_dir: RunDir, plan: GraphPlan, graph: Graph, not
         rows.setdefault(name, {}).setdefault(arm, []).append(float(value))
 
     cells = [(seed, arm) for seed in range(config.seeds) for arm in arms]
-    ways: dict[Arm, object] = {}
+    ways: dict[Arm, Draw] = {}
     for number, (seed, arm) in enumerate(run_dir.progress(cells, f"{graph.name}: train with every sampler")):
         if arm is arms[0]:
             nb = {}
@@ -194,7 +194,7 @@ def _measure(config: Config, run_dir: RunDir, plan: GraphPlan, graph: Graph, not
                         result.names = [graph.entities[i] for i in np.flatnonzero(labels >= 0)]
             ways = draws(graph, nb, arms, config.alpha)
 
-        def cell(arm: Arm = arm, seed: int = seed, ways: Mapping = ways) -> Mapping[str, ArrayLike]:
+        def cell(arm: Arm = arm, seed: int = seed, ways: Mapping[Arm, Draw] = ways) -> Mapping[str, ArrayLike]:
             params, losses, seconds = train(plan, graph, arrays, arm, ways[arm], config.steps, seed)
             parts = {"valid": graph.valid, "test": graph.test}
             scored = {

@@ -119,7 +119,7 @@ def draw_clusters(result: GraphResult, most: int = 28) -> Figure:
         near = any(abs(x[i] - a) < 0.13 * spread[0] and abs(y[i] - b) < 0.035 * spread[1] for a, b in taken)
         if near or len(taken) >= most:
             continue
-        taken.append((x[i], y[i]))
+        taken.append((float(x[i]), float(y[i])))
         name = result.names[i].replace("_", " ")
         axes.annotate(name[:26], (x[i], y[i]), xytext=(4, 3), textcoords="offset points", fontsize=7.5)
     axes.set_xlabel("first principal component of the texts' embeddings")

@@ -114,7 +114,7 @@ def lemon_step_target(pod: PodScale, mix: float, alpha: float | None, learning_r
         )
         return init_kge_state(params, tx, key)
 
-    def ids(*shape: int) -> jax.ShapeDtypeStruct:
+    def ids(*shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, jnp.int32)
 
     clusters = default_clusters(pod.entities)

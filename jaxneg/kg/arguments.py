@@ -30,7 +30,7 @@ def share(name: str, value: float | Array) -> None:
         raise ValueError(f"{name}: expected a number from 0 to 1, got {value}")
 
 
-def triple_rows(name: str, triples: Array) -> Array:
+def triple_rows(name: str, triples: Array | np.ndarray) -> Array:
     """The triples as an integer array; raises unless they are ``[rows, 3]`` of an integer type."""
     triples = jnp.asarray(triples)
     if triples.ndim != 2 or triples.shape[1] != 3:

@@ -83,8 +83,9 @@ def hashing_tfidf_svd(texts: Sequence[str], dim: int = 256) -> np.ndarray:
     at_least("number of texts", len(texts), 1)
     matrix = hashing_tfidf(texts)
     rank = min(dim, len(texts))
-    if rank < min(matrix.shape):
-        left, singular, _ = svds(matrix, k=rank, v0=np.ones(min(matrix.shape)), solver="arpack")
+    left: np.ndarray
+    if rank < min(len(texts), BUCKETS):
+        left, singular, _ = svds(matrix, k=rank, v0=np.ones(min(len(texts), BUCKETS)), solver="arpack")
     else:  # ARPACK finds fewer directions than there are rows
         values, left = np.linalg.eigh((matrix @ matrix.T).toarray())
         singular = np.sqrt(np.maximum(values, 0))

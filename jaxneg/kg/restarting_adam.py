@@ -59,9 +59,7 @@ def restarting_adam(
     def init(params: Any) -> RestartingAdamState:
         return RestartingAdamState(jnp.zeros((), jnp.int32), adam.init(params))
 
-    def update(
-        updates: Any, state: RestartingAdamState, params: Any = None
-    ) -> tuple[Any, RestartingAdamState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, RestartingAdamState]:
         # Step number w is the last with the old optimizer, since the official loop counts from 0.
         past = jnp.asarray(drops, jnp.int32) < state.step
         restart = jnp.any(jnp.asarray(drops, jnp.int32) + 1 == state.step)

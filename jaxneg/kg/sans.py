@@ -43,7 +43,7 @@ def khop_neighbourhoods(triples: ArrayLike, num_entities: int, k: int, mode: str
     one_of("mode", mode, MODES)
     at_least("k", k, 1)
     adjacency = _adjacency(triples, num_entities)
-    identity = sparse.identity(num_entities, dtype=bool, format="csr")
+    identity = sparse.identity(num_entities, format="csr").astype(bool)
     if mode == "reach":
         reached = identity
         for _ in range(k):
@@ -53,7 +53,7 @@ def khop_neighbourhoods(triples: ArrayLike, num_entities: int, k: int, mode: str
         for _ in range(k - 1):
             shorter = (shorter @ adjacency).astype(bool)
         reached = (shorter @ adjacency + shorter).astype(bool)
-    reached = reached.tocsr()
+    reached = sparse.csr_matrix(reached)
     reached.sort_indices()
     return CandidateSets(
         jnp.asarray(reached.indices.astype(np.int32)), jnp.asarray(reached.indptr.astype(np.int32))

@@ -263,6 +263,7 @@ def _some_rows(table: Array, touched: Array) -> Array:
 
 
 def _updated(tx: optax.GradientTransformation, grads: Any, opt_state: Any, params: Any) -> tuple[Any, Any]:
+    updates: Any
     updates, opt_state = tx.update(grads, opt_state, params)
     updates = {**updates, "gamma": jnp.zeros_like(params["gamma"])}  # a constant, even under weight decay
     return optax.apply_updates(params, updates), opt_state
