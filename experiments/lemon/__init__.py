@@ -194,7 +194,9 @@ def _measure(config: Config, run_dir: RunDir, plan: GraphPlan, graph: Graph, not
                         result.names = [graph.entities[i] for i in np.flatnonzero(labels >= 0)]
             ways = draws(graph, nb, arms, config.alpha)
 
-        def cell(arm: Arm = arm, seed: int = seed, ways: Mapping[Arm, Draw] = ways) -> Mapping[str, ArrayLike]:
+        def cell(
+            arm: Arm = arm, seed: int = seed, ways: Mapping[Arm, Draw] = ways
+        ) -> Mapping[str, ArrayLike]:
             params, losses, seconds = train(plan, graph, arrays, arm, ways[arm], config.steps, seed)
             parts = {"valid": graph.valid, "test": graph.test}
             scored = {

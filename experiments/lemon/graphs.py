@@ -26,7 +26,8 @@ EMBEDDED = "umls"
 SPLITS = ("train", "valid", "test")
 SUFFIXES = (".txt", ".tsv", ".txt.gz", ".tsv.gz")
 STORED = ("minilm_l6.npz", "minilm_l6_core3.npz")
-"""Embeddings by all-MiniLM-L6-v2: ``name`` (or ``long64``) of all entities, or ``emb`` of ``entity_index``."""
+"""Embeddings by all-MiniLM-L6-v2: ``name`` (or ``long64``) of all entities, or ``emb`` of
+``entity_index``."""
 
 
 @dataclass(frozen=True)

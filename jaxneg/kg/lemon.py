@@ -188,7 +188,8 @@ def lemon_probabilities(
 
     Uniform over the candidates that make no known triple, where nearest clusters are added until n_min such
     candidates are there; over all entities if there are none at all. Redrawing what is known keeps to the
-    candidates before the filter instead, which is the same where n_min of them survive and mix is 0; with a mix
+    candidates before the filter instead, which is the same where n_min of them survive and mix is 0; with
+    a mix
     it draws somewhat more from all entities, since fewer of those are rejected.
 
     Args:
