@@ -137,7 +137,8 @@ def run(config: Config, run_dir: RunDir) -> Outcome:
             draw_quality(result),
             f"{result.plan.graph}: MRR and Hits@10 of {result.plan.model} by sampler, same steps, "
             f"batches and number "
-            f"of negatives; bars: 95 % interval over {config.seeds} seeds; dashed: uniform; open: "
+            f"of negatives; bars: 95 % interval over {config.seeds} seeds, without what a seed "
+            f"changes for all alike; dashed: uniform; open: "
             f"self-adversarial "
             "loss.",
         )

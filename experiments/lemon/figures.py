@@ -44,13 +44,16 @@ def draw_quality(result: GraphResult) -> Figure:
         row, (("MRR", "MRR, filtered"), ("HITS@10", "Hits@10, filtered")), strict=True
     ):
         _style(axes)
+        # A seed's tables and batches are the same for all arms: what they change for all is no noise.
+        common = np.mean([result.test[metric][arm] for arm in order], axis=0)
+        common = common - common.mean()
         axes.axvline(result.test[metric][Arm("uniform")].mean(), color="0.6", linestyle="--", linewidth=1)
         for place, arm in enumerate(order):
             values, color = result.test[metric][arm], COLORS[arm.sampler]
             axes.errorbar(
                 values.mean(),
                 place,
-                xerr=_half_width(values),
+                xerr=_half_width(values - common),
                 color=color,
                 marker="o",
                 markersize=7,
@@ -116,7 +119,7 @@ def draw_clusters(result: GraphResult, most: int = 28) -> Figure:
     taken: list[tuple[float, float]] = []
     spread = np.ptp(x), np.ptp(y)
     for i in np.argsort(-np.hypot(x - x.mean(), y - y.mean())):
-        near = any(abs(x[i] - a) < 0.13 * spread[0] and abs(y[i] - b) < 0.035 * spread[1] for a, b in taken)
+        near = any(abs(x[i] - a) < 0.24 * spread[0] and abs(y[i] - b) < 0.04 * spread[1] for a, b in taken)
         if near or len(taken) >= most:
             continue
         taken.append((float(x[i]), float(y[i])))
