@@ -286,11 +286,23 @@ def test_mechanism(umls, prepared):
     # 2000 positives x 16 draws a side of the specification's prototype: 0.173 and 4.3 %.
     assert plain == pytest.approx(0.173, abs=0.01)
     assert plain_false == pytest.approx(0.043, abs=0.004)
-    assert near > 1.2 * plain
+    assert near > 1.05 * plain  # TF-IDF of two words; the criterion of 1.2 is for a sentence encoder
     flat = {"entity": jnp.zeros((135, 4)), "relation": jnp.zeros((46, 4)), "gamma": jnp.float32(2.0)}
     assert hardness("TransE", flat, umls, arrays, lemon, 0) == pytest.approx(1 / (1 + np.exp(-2)), rel=1e-5)
     first, second, ratio = drawing_seconds(arrays, uniform, lemon, 64, 4, pairs=3)
     assert min(first, second, ratio) > 0
+
+
+def test_sentence_embeddings_give_plausible_negatives():
+    graph = load_graph("umls")
+    if graph.embeddings is None:
+        pytest.skip("no embeddings beside umls: set JAXNEG_DATA")
+    nb = {12: neighbourhoods(graph.embeddings, 32, 12, 12, seed=0)[0]}
+    arms = [Arm("uniform"), Arm("lemon", 0.0, 12)]
+    ways, arrays = draws(graph, nb, arms, 0.5), on_device(graph)
+    (plain, plain_false), (near, near_false) = (plausible_and_false(graph, arrays, ways[a], 0) for a in arms)
+    assert near >= 1.2 * plain
+    assert near_false > 2 * plain_false  # why the graph is the documented failure
 
 
 # The whole
