@@ -26,6 +26,7 @@ from jaxneg.nn.encoder_decoder import (
     encoder_decoder,
     encoder_decoder_from_torch,
 )
+from jaxneg.nn.iresnet import iresnet
 from jaxneg.nn.mlp import MLP_RULES, mlp
 from jaxneg.nn.rationale_judge import RationaleJudge, rationale_judge
 from jaxneg.nn.resnet import resnet, resnet_from_torch
@@ -84,6 +85,7 @@ __all__ = [
     "encoder_decoder",
     "encoder_decoder_from_torch",
     "init_cache",
+    "iresnet",
     "mean_statistics",
     "mlp",
     "rationale_judge",
