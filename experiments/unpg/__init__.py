@@ -80,9 +80,7 @@ class Config:
         if self.pod_people < 256:
             raise ValueError(f"pod_people: expected at least 256, got {self.pod_people}")
         if not 0 < self.pod_sample_rate <= 1:
-            raise ValueError(
-                f"pod_sample_rate: expected above 0 and at most 1, got {self.pod_sample_rate}"
-            )
+            raise ValueError(f"pod_sample_rate: expected above 0 and at most 1, got {self.pod_sample_rate}")
 
 
 PRESETS: dict[str, Config] = {

@@ -186,7 +186,9 @@ def _loaded(path: Path, names: tuple[str, ...], shape: tuple[int, int]) -> dict[
                 f" whole number for each of {len(images)} images, copy the file again"
             )
     if len(np.unique(arrays[names[-1]])) < 4:
-        raise ValueError(f"{path}: {names[-1]!r} has fewer than 4 identities: nothing to hold out, copy it again")
+        raise ValueError(
+            f"{path}: {names[-1]!r} has fewer than 4 identities: nothing to hold out, copy it again"
+        )
     return arrays
 
 

@@ -52,7 +52,9 @@ class FaceRecords:
         for number, line in enumerate(index.read_text(encoding="ascii", errors="replace").splitlines(), 1):
             parts = line.split("\t")
             if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
-                raise ValueError(f"{index}, line {number}: expected 'key<TAB>position', got {line!r}: copy it again")
+                raise ValueError(
+                    f"{index}, line {number}: expected 'key<TAB>position', got {line!r}: copy it again"
+                )
             if int(parts[1]) >= length:
                 raise ValueError(
                     f"{index}, line {number}: position {int(parts[1])} is beyond the {length} bytes of"
@@ -157,13 +159,19 @@ def load_verification_pairs(path: Path | str) -> VerificationPairs:
         except Exception as error:  # a damaged pickle raises errors of many kinds
             raise ValueError(f"{path} is damaged ({error!r}): copy it again") from error
     if not isinstance(content, list | tuple) or len(content) != 2:
-        raise ValueError(f"{path}: expected a pair (images, flags), got {type(content).__name__}: not such a file")
+        raise ValueError(
+            f"{path}: expected a pair (images, flags), got {type(content).__name__}: not such a file"
+        )
     given, flags = content
     images = [image.tobytes() if isinstance(image, np.ndarray) else image for image in _items(given)]
-    flags = [flag.item() if isinstance(flag, np.ndarray) and flag.size == 1 else flag for flag in _items(flags)]
+    flags = [
+        flag.item() if isinstance(flag, np.ndarray) and flag.size == 1 else flag for flag in _items(flags)
+    ]
     for index, image in enumerate(images):
         if not isinstance(image, bytes):
-            raise ValueError(f"{path}, image {index}: expected bytes, got {type(image).__name__}: copy it again")
+            raise ValueError(
+                f"{path}, image {index}: expected bytes, got {type(image).__name__}: copy it again"
+            )
     for index, flag in enumerate(flags):
         if not isinstance(flag, bool | int) or flag not in (0, 1):
             raise ValueError(f"{path}, pair {index}: expected a flag, got {flag!r}: copy it again")

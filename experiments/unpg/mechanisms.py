@@ -35,9 +35,7 @@ def relative_errors(seeds: int) -> dict[str, np.ndarray]:
     }
 
 
-def tiled_loss(
-    logits: np.ndarray, labels: np.ndarray, pairs: np.ndarray, s: float
-) -> np.ndarray:
+def tiled_loss(logits: np.ndarray, labels: np.ndarray, pairs: np.ndarray, s: float) -> np.ndarray:
     """The official form: every row of the logits with all pairs beside it, and the cross-entropy of that.
 
     Args:
@@ -89,7 +87,11 @@ def sharded_errors(seeds: int) -> np.ndarray:
 def _example(seed: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     rng = np.random.default_rng(seed)
     x, w = rng.standard_normal((BATCH, DIM)), rng.standard_normal((CLASSES, DIM))
-    return jnp.asarray(x, jnp.float32), jnp.asarray(w, jnp.float32), jnp.asarray(rng.integers(0, CLASSES, BATCH))
+    return (
+        jnp.asarray(x, jnp.float32),
+        jnp.asarray(w, jnp.float32),
+        jnp.asarray(rng.integers(0, CLASSES, BATCH)),
+    )
 
 
 def _errors(seed: int) -> tuple[float, float]:

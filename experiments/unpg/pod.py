@@ -44,7 +44,10 @@ def training_target(
         return model.apply(params, x.astype(jnp.bfloat16) / 127.5 - 1, dropout_key=key)
 
     schedule = optax.join_schedules(
-        [optax.linear_schedule(0, PEAK, steps // 10), optax.polynomial_schedule(PEAK, 0, 2, steps - steps // 10)],
+        [
+            optax.linear_schedule(0, PEAK, steps // 10),
+            optax.polynomial_schedule(PEAK, 0, 2, steps - steps // 10),
+        ],
         [steps // 10],
     )
     sgd = optax.chain(optax.add_decayed_weights(DECAY), optax.sgd(schedule, MOMENTUM))

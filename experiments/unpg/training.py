@@ -79,7 +79,9 @@ class Scores(NamedTuple):
     histogram_sn: Float[np.ndarray, "seeds bins"]
 
 
-def train(split: Split, labels: np.ndarray, setting: Setting, seed: int, epochs: int, batch: int, peak: float) -> tuple[np.ndarray, float]:
+def train(
+    split: Split, labels: np.ndarray, setting: Setting, seed: int, epochs: int, batch: int, peak: float
+) -> tuple[np.ndarray, float]:
     """Trains one encoder.
 
     Args:
@@ -111,7 +113,15 @@ def train(split: Split, labels: np.ndarray, setting: Setting, seed: int, epochs:
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _trained(
-    used: bool, classes: int, epochs: int, batch: int, x: Array, y: Array, test: Array, numbers: Array, key: Array
+    used: bool,
+    classes: int,
+    epochs: int,
+    batch: int,
+    x: Array,
+    y: Array,
+    test: Array,
+    numbers: Array,
+    key: Array,
 ) -> tuple[Array, Array]:
     s, m, r, peak = numbers
     per_epoch = len(x) // batch
@@ -133,9 +143,7 @@ def _trained(
 
     def loss(params: Any, x: Array, y: Array) -> tuple[Array, Array]:
         features = MODEL.apply(params["encoder"], x)
-        losses, aux = unpg_loss(
-            features, params["head"], y, head="cosface", s=s, m=m, r=r if used else None
-        )
+        losses, aux = unpg_loss(features, params["head"], y, head="cosface", s=s, m=m, r=r if used else None)
         return losses.mean(), aux["n_kept"] / jnp.maximum(aux["n_neg"], 1)
 
     def step(state: Any, drawn: tuple[Array, Array]) -> tuple[Any, Array]:

@@ -104,7 +104,9 @@ def pad_class_shards(weights: Float[Array, "classes dim"], num_shards: int) -> F
     rows = padded_classes(classes, num_shards)
     if rows == classes:
         return weights
-    return jnp.zeros((rows, *weights.shape[1:]), weights.dtype).at[class_rows(classes, num_shards)].set(weights)
+    return (
+        jnp.zeros((rows, *weights.shape[1:]), weights.dtype).at[class_rows(classes, num_shards)].set(weights)
+    )
 
 
 def sample_class_centres(
@@ -157,7 +159,9 @@ def sample_class_centres(
     u = jax.random.uniform(key, (size,)) if uniform is None else jnp.asarray(uniform)  # pyright: ignore
     present = size if present is None else present
     true = jnp.arange(size) < present
-    positive = jnp.zeros(size, bool).at[jnp.where(labels_local >= 0, labels_local, size)].set(True, mode="drop")
+    positive = (
+        jnp.zeros(size, bool).at[jnp.where(labels_local >= 0, labels_local, size)].set(True, mode="drop")
+    )
     u = jnp.where(positive, 2, u).astype(u.dtype)
     taken = jnp.clip(jnp.maximum(num_sample, jnp.sum(positive)), 0, jnp.minimum(present, rows))
     # The threshold of the largest, then of those equal to it as many as are missing, the first ones.

@@ -78,7 +78,9 @@ def checked_head(
     one_of(name, kind, HEADS)
     if s is None:
         if kind != "sphereface":
-            raise ValueError(f"s: expected a number; only sphereface scales by the features' length, got {kind!r}")
+            raise ValueError(
+                f"s: expected a number; only sphereface scales by the features' length, got {kind!r}"
+            )
     else:
         check_positive(s=s)
     if isinstance(mag, Mapping):

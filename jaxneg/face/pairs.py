@@ -56,7 +56,11 @@ def pair_similarities(
 
 
 def circle_pair_loss(
-    features: Float[Array, "batch dim"], labels: Int[Array, " batch"], *, m: float = 0.25, gamma: float = 256.0
+    features: Float[Array, "batch dim"],
+    labels: Int[Array, " batch"],
+    *,
+    m: float = 0.25,
+    gamma: float = 256.0,
 ) -> Float[Array, ""]:
     """Circle loss over all pairs of a batch, each weighted by how far it is from where it should be.
 

@@ -157,21 +157,30 @@ def sharded_margin_softmax(
                 present=size,
                 rows=rows,
             )
-            sampled = jnp.zeros(weights.shape[0], bool).at[jnp.where(mask, index, weights.shape[0])].set(
-                True, mode="drop"
+            sampled = (
+                jnp.zeros(weights.shape[0], bool)
+                .at[jnp.where(mask, index, weights.shape[0])]
+                .set(True, mode="drop")
             )
             weights = weights[jnp.maximum(index, 0)]
         else:
             mask = sampled = jnp.arange(weights.shape[0]) < size
         losses = _losses_of_a_shard(
-            chosen, replicated["features"], weights, local, mask, replicated["extra"], interclass_threshold, axes
+            chosen,
+            replicated["features"],
+            weights,
+            local,
+            mask,
+            replicated["extra"],
+            interclass_threshold,
+            axes,
         )
         valid = (labels >= 0) & (labels < classes)
         return jnp.where(valid, losses, jnp.nan), sampled
 
-    losses, sampled = jax.shard_map(
-        on_a_shard, mesh=mesh, in_specs=(P(), P(axes)), out_specs=(P(), P(axes))
-    )(replicated, sharded)
+    losses, sampled = jax.shard_map(on_a_shard, mesh=mesh, in_specs=(P(), P(axes)), out_specs=(P(), P(axes)))(
+        replicated, sharded
+    )
     losses += chosen.regulariser(lengths(features))
     return (losses, sampled) if return_sampled else losses
 

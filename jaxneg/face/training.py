@@ -110,9 +110,7 @@ def make_unpg_loss(
             out_specs=P(),
         )(features, labels)
 
-    def loss_fn(
-        params: Params, batch: dict[str, Array], key: PRNGKeyArray
-    ) -> tuple[Array, dict[str, Array]]:
+    def loss_fn(params: Params, batch: dict[str, Array], key: PRNGKeyArray) -> tuple[Array, dict[str, Array]]:
         backbone_key, sample_key = jax.random.split(key)
         features = config.apply(params["backbone"], batch["x"], backbone_key)
         labels = batch["labels"]

@@ -187,6 +187,4 @@ def iresnet(
             raise ValueError(f"{name}: expected at least 1, got {value}")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout: expected at least 0 and less than 1, got {dropout}")
-    return bridge_normalised(
-        lambda rngs: IResNet(depth, embedding, size, width, dropout, remat, dtype, rngs)
-    )
+    return bridge_normalised(lambda rngs: IResNet(depth, embedding, size, width, dropout, remat, dtype, rngs))

@@ -12,7 +12,9 @@ SMALL, PEAKS = face.Size(12, 6, 5), {"matmul_flops_per_second": 1e11, "copy_byte
 
 def test_absent_peers_are_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pytorch_metric_learning", None)
-    with pytest.raises(ImportError, match=r"'face' measures against pytorch-metric-learning .*jaxneg\[bench\]"):
+    with pytest.raises(
+        ImportError, match=r"'face' measures against pytorch-metric-learning .*jaxneg\[bench\]"
+    ):
         face.metric_learning_for()
 
 

@@ -185,5 +185,10 @@ def test_templates(golden):
 @pytest.mark.golden("unpg", "wdfs*.npz")
 def test_wdfs(golden):
     stats = wdfs_stats(golden["sp"], golden["sn"])
-    for name, key in (("inf_sp", "inf_sp"), ("sup_sn", "sup_sn"), ("gap", "wdfs_gap"), ("overlap", "overlap_50bins")):
+    for name, key in (
+        ("inf_sp", "inf_sp"),
+        ("sup_sn", "sup_sn"),
+        ("gap", "wdfs_gap"),
+        ("overlap", "overlap_50bins"),
+    ):
         np.testing.assert_allclose(getattr(stats, name), golden[key], rtol=RTOL["wdfs"])

@@ -186,9 +186,7 @@ def test_every_step_and_shard_samples_anew():
 
     @jax.jit
     def sampled(key):
-        return sharded_margin_softmax(
-            X, w, Y, mesh=mesh, sample_rate=0.3, key=key, return_sampled=True
-        )[1]
+        return sharded_margin_softmax(X, w, Y, mesh=mesh, sample_rate=0.3, key=key, return_sampled=True)[1]
 
     first, again, other = (np.asarray(sampled(jax.random.key(k))) for k in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
@@ -239,9 +237,7 @@ def test_rows_that_were_not_sampled():
     np.testing.assert_allclose(
         np.asarray(sparse.params["head"])[sampled], np.asarray(dense.params["head"])[sampled], rtol=1e-5
     )
-    (momentum,) = (
-        leaf for leaf in jax.tree.leaves(sparse.opt_state["head"]) if jnp.shape(leaf) == (60, DIM)
-    )
+    (momentum,) = (leaf for leaf in jax.tree.leaves(sparse.opt_state["head"]) if jnp.shape(leaf) == (60, DIM))
     assert not np.asarray(momentum)[~sampled].any()
 
 
@@ -307,7 +303,9 @@ def test_a_wrong_config(changes, message):
 def test_samples_need_numbers():
     with pytest.raises(ValueError, match="key: expected a random key, got None without uniform"):
         sample_class_centres(None, jnp.array([0]), 4, 2)
-    with pytest.raises(ValueError, match=re.escape("uniform: expected one number for each row, (4,), got (3,)")):
+    with pytest.raises(
+        ValueError, match=re.escape("uniform: expected one number for each row, (4,), got (3,)")
+    ):
         sample_class_centres(None, jnp.array([0]), 4, 2, jnp.ones(3))
     with pytest.raises(ValueError, match="num_sample: expected 0 or more, got -1"):
         sample_class_centres(jax.random.key(0), jnp.array([0]), 4, -1)

@@ -38,7 +38,9 @@ def program():
 
 def brute_force(x, w, y, r):
     """The official form in float64: the kept pairs beside each row of the logits."""
-    x, w = (a / np.linalg.norm(a, axis=1, keepdims=True) for a in (x.astype(np.float64), w.astype(np.float64)))
+    x, w = (
+        a / np.linalg.norm(a, axis=1, keepdims=True) for a in (x.astype(np.float64), w.astype(np.float64))
+    )
     pairs = np.sort([x[i] @ x[j] for i in range(len(x)) for j in range(i + 1, len(x)) if y[i] != y[j]])
     found = len(pairs)
     if found and np.isfinite(r):
@@ -106,7 +108,9 @@ def test_no_pair_is_ever_beside_a_row():
     def sizes(jaxpr):
         for eqn in jaxpr.eqns:
             yield from (v.aval.size for v in eqn.outvars if hasattr(v.aval, "size"))
-            for value in jax.tree.leaves(eqn.params, is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")):
+            for value in jax.tree.leaves(
+                eqn.params, is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")
+            ):
                 inner = getattr(value, "jaxpr", value)
                 if hasattr(inner, "eqns"):
                     yield from sizes(inner)
@@ -249,7 +253,11 @@ def test_a_label_of_no_class_is_nan_where_it_is_not_known():
         ({"s": np.nan}, ValueError, "s: expected a positive finite number, got nan"),
         ({"m": -0.1}, ValueError, "m: expected a number from 0 to 1, got -0.1"),
         ({"m": np.nan}, ValueError, "m: expected a number from 0 to 1, got nan"),
-        ({"head": "arcface", "m": 4.0}, ValueError, "m: expected a number from 0 to 3.14159 radians, got 4.0"),
+        (
+            {"head": "arcface", "m": 4.0},
+            ValueError,
+            "m: expected a number from 0 to 3.14159 radians, got 4.0",
+        ),
         ({"head": "sphereface", "m": 0.5}, ValueError, "m: expected a whole number from 1, got 0.5"),
         ({"head": "combined", "m": (1.0, 0.2)}, ValueError, "m: expected three margins"),
         ({"head": "magface", "mag": {"l_a": 9.0, "u_a": 3.0}}, ValueError, "mag.u_a: expected more than"),
