@@ -1,4 +1,4 @@
-"""Face losses beside pytorch-metric-learning, UNPG beside the official arithmetic, sampled classes beside all.
+"""Face losses beside pytorch-metric-learning, UNPG beside its official form, a share of classes beside all.
 
 The losses, forward and backward, are those of pytorch-metric-learning 2.8: CosFace and ArcFace with class
 centres, and the contrastive and the triplet loss of a batch, each reduced as that library reduces it.
@@ -7,8 +7,9 @@ UNPG's peer is written again from the authors' ``recognition/models``, operation
 the strict upper triangle, sorted and filtered, are stacked once for each example and put beside the logits,
 ``[batch, classes + pairs]``, for a cross-entropy.
 
-The sampled head is ours beside ours: all classes of four devices against a tenth of them. What sampling costs,
-drawing and gathering, is in its time; the work of the logits alone is given in floating-point operations.
+The sampled head is ours beside ours: all classes of four devices against a tenth of them. What sampling
+costs, drawing and gathering, is in its time; the work of the logits alone is given in floating-point
+operations.
 
 Before anything is timed both sides compute the same numbers, or the benchmark stops. Memory is the peak of
 the resident set over one call, less the resident set before it, each in a process of its own.
@@ -112,7 +113,8 @@ def metric_learning_for() -> ModuleType:
         return importlib.import_module("pytorch_metric_learning")
     except ImportError as error:
         raise ImportError(
-            f"the benchmark 'face' measures against pytorch-metric-learning ({error}); pip install 'jaxneg[bench]'"
+            f"the benchmark 'face' measures against pytorch-metric-learning ({error});"
+            " pip install 'jaxneg[bench]'"
         ) from error
 
 

@@ -1,9 +1,9 @@
 """UNPG: class centres' negatives and image pairs' negatives in one softmax denominator.
 
-Reproduces the effects of Jung et al., arXiv:2203.11593, where minutes suffice: open-set verification of people
-(ORL) and of characters (Omniglot) that were never trained, the similarity distributions, and the filter with
-label noise. The paper's own experiments train an IResNet-100 on 5.8 million faces; `compile` compiles that
-network's step with ten million people on 256 chips.
+Reproduces the effects of Jung et al., arXiv:2203.11593, where minutes suffice: open-set verification of
+people (ORL) and of characters (Omniglot) that were never trained, the similarity distributions, and the
+filter with label noise. The paper's own experiments train an IResNet-100 on 5.8 million faces; `compile`
+compiles that network's step with ten million people on 256 chips.
 """
 
 from collections.abc import Callable, Mapping, Sequence

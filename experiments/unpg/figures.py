@@ -36,8 +36,8 @@ def draw_distributions(run_dir: RunDir, name: str, title: str, scores: Mapping[S
     run_dir.figure(
         name,
         figure,
-        f"{title}: cosines of test pairs of one identity and of two, mean over seeds. In a well-discriminative"
-        " feature space they would not overlap.",
+        f"{title}: cosines of test pairs of one identity and of two, mean over seeds. In a"
+        " well-discriminative feature space they would not overlap.",
     )
 
 

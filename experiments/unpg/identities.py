@@ -1,4 +1,4 @@
-"""Images of identities: people of ORL, characters of Omniglot, and a small part of Omniglot that is always there.
+"""Images of identities: people of ORL, characters of Omniglot, and a part of Omniglot that is always there.
 
 A split is open-set: what is tested was never trained.
 """

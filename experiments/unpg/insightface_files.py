@@ -142,8 +142,8 @@ def load_verification_pairs(path: Path | str) -> VerificationPairs:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file holds anything else than such pairs, or what could run a program. The message names
-            the file, and the remedy.
+        ValueError: the file holds anything else than such pairs, or what could run a program. The message
+            names the file, and the remedy.
     """
     path = Path(path)
     if not path.is_file():
@@ -153,8 +153,8 @@ def load_verification_pairs(path: Path | str) -> VerificationPairs:
             content = _plain(_PlainUnpickler(file, encoding="bytes").load())
         except _Refused as refusal:
             raise ValueError(
-                f"{path} asks for {refusal}, which images and flags do not need and which could run a program:"
-                " do not trust this file, take it from its authors"
+                f"{path} asks for {refusal}, which images and flags do not need and which could run a"
+                " program: do not trust this file, take it from its authors"
             ) from None
         except Exception as error:  # a damaged pickle raises errors of many kinds
             raise ValueError(f"{path} is damaged ({error!r}): copy it again") from error

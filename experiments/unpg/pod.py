@@ -1,8 +1,8 @@
 """The paper's step at a scale that it did not have: IResNet-100 and ten million people on 256 chips.
 
-Images and class centres are both split over all chips, as Partial FC has it: the backbone sees its own images,
-each chip compares the features of all images with its own people, of whom a share is sampled in each step.
-The pairs of the batch are those of all chips, computed row by row.
+Images and class centres are both split over all chips, as Partial FC has it: the backbone sees its own
+images, each chip compares the features of all images with its own people, of whom a share is sampled in each
+step. The pairs of the batch are those of all chips, computed row by row.
 """
 
 import jax

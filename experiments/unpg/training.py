@@ -1,7 +1,7 @@
 """Trains the small encoder with a head, with or without UNPG, and measures it on identities it never saw.
 
-Epochs run in one loop on the device. Scale, margin and whiskers are arguments of the compiled program, so that
-one program serves every setting that uses the pairs, and one those that do not.
+Epochs run in one loop on the device. Scale, margin and whiskers are arguments of the compiled program, so
+that one program serves every setting that uses the pairs, and one those that do not.
 """
 
 import re

@@ -58,7 +58,8 @@ def box_whisker_mask(
     chosen = jnp.ones(values.shape, bool) if mask is None else jnp.asarray(mask)
     if chosen.dtype != jnp.bool_ or chosen.shape != values.shape:
         raise ValueError(
-            f"mask: expected booleans of the shape of values, {values.shape}, got {chosen.dtype} {chosen.shape}"
+            f"mask: expected booleans of the shape of values, {values.shape}, got {chosen.dtype}"
+            f" {chosen.shape}"
         )
     count = jnp.sum(chosen, dtype=jnp.int32)
     count = count if axis_name is None else jax.lax.psum(count, axis_name)

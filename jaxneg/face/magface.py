@@ -28,8 +28,12 @@ class MagFace(NamedTuple):
     """Weight of the regulariser."""
 
 
+DEFAULTS = MagFace()
+"""As the authors train."""
+
+
 def magface_cosine(
-    cosine: Float[Array, "..."], norm: Float[Array, "..."], mag: MagFace = MagFace()
+    cosine: Float[Array, "..."], norm: Float[Array, "..."], mag: MagFace = DEFAULTS
 ) -> Float[Array, "..."]:
     """The cosine at the true class, with a margin on its angle that grows with the feature's length.
 
@@ -65,7 +69,7 @@ def magface_cosine(
     return jnp.where(cosine > 0, margined, cosine)
 
 
-def magface_regulariser(norm: Float[Array, "..."], mag: MagFace = MagFace()) -> Float[Array, "..."]:
+def magface_regulariser(norm: Float[Array, "..."], mag: MagFace = DEFAULTS) -> Float[Array, "..."]:
     """What MagFace adds to the loss of each example; it falls as the feature grows up to ``u_a``.
 
     ``lambda_g (a / u_a^2 + 1 / a)``, ``a = clip(|x|, l_a, u_a)``

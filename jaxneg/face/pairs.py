@@ -1,8 +1,8 @@
 """Pairs within a batch, and the losses that the UNPG authors combine a margin head with.
 
 Every unordered pair counts once: the strict upper triangle of the matrix of cosines. Circle loss: Y. Sun et
-al., arXiv:2002.10857, equation 6; contrastive loss: R. Hadsell et al., CVPR 2006, equation 4; triplet loss: F.
-Schroff et al., arXiv:1503.03832, equation 1.
+al., arXiv:2002.10857, equation 6; contrastive loss: R. Hadsell et al., CVPR 2006, equation 4; triplet loss:
+F. Schroff et al., arXiv:1503.03832, equation 1.
 """
 
 import jax

@@ -118,7 +118,8 @@ def sharded_margin_softmax(
     labels = batch_labels(labels, features.shape[0], classes)
     if uniform is not None and jnp.shape(uniform) != (given,):
         raise ValueError(
-            f"uniform: expected one number for each row of weights_shard, ({given},), got {jnp.shape(uniform)}"
+            f"uniform: expected one number for each row of weights_shard, ({given},), got"
+            f" {jnp.shape(uniform)}"
         )
     starts, sizes = shard_class_ranges(classes, shards)
     rows = _rows(sizes, sample_rate, len(labels))

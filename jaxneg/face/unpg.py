@@ -1,7 +1,7 @@
 """UNPG: the negatives of class centres and those of image pairs in one softmax denominator.
 
-Paper: J. Jung et al., "Unified Negative Pair Generation toward Well-discriminative Feature Space
-for Face Recognition", arXiv:2203.11593 (BMVC 2022). The authors' code appends the similarities of all in-batch
+Paper: J. Jung et al., "Unified Negative Pair Generation toward Well-discriminative Feature Space for Face
+Recognition", arXiv:2203.11593 (BMVC 2022). The authors' code appends the similarities of all in-batch
 negative pairs to every row of the logits, ``[batch, classes + pairs]``. All rows get the same ones, so that
 their part of every denominator is one number, the log-partition A: the same loss in ``O(batch classes +
 batch^2)``.
@@ -115,7 +115,8 @@ def unpg_loss(
         head: "softmax" or "normface", "cosface", "arcface", "magface", "sphereface", "combined".
         s: scale; 16 to 32 for fewer than a thousand classes.
         m: margin, see `margin_logits`.
-        r: length of the filter's whiskers; infinity keeps all pairs, None leaves the pairs out: the plain head.
+        r: length of the filter's whiskers; infinity keeps all pairs, None leaves the pairs out: the plain
+            head.
         mag: settings of magface.
         axis_name: as in `unpg_log_partition`; the weights are whole on each device. For classes on many
             devices see `sharded_margin_softmax`.
@@ -124,8 +125,8 @@ def unpg_loss(
 
     Returns:
         One loss for each example, nats, MagFace's regulariser included; and ``cross_entropy`` and
-        ``regulariser`` (its parts, ``[batch]``), ``target`` (``p_i``), ``log_partition`` and the statistics of
-        `unpg_log_partition` (of 0 kept pairs where r is None). A label of no class gives NaN under jit.
+        ``regulariser`` (its parts, ``[batch]``), ``target`` (``p_i``), ``log_partition`` and the statistics
+        of `unpg_log_partition` (of 0 kept pairs where r is None). A label of no class gives NaN under jit.
 
     Raises:
         TypeError: features or weights that are not floating, labels that are not integers.

@@ -1,8 +1,8 @@
 """Face verification: how often two images are rightly said to show one person, or two.
 
-The protocols of LFW (ten folds; insightface's ``verification.py``), of the UNPG authors (best threshold), and of
-IJB and MegaFace (true accept rate at a false accept rate). All run on the host in float64: rates of 1e-5 of
-millions of pairs have more digits than float32.
+The protocols of LFW (ten folds; insightface's ``verification.py``), of the UNPG authors (best threshold),
+and of IJB and MegaFace (true accept rate at a false accept rate). All run on the host in float64: rates of
+1e-5 of millions of pairs have more digits than float32.
 """
 
 from typing import Literal
@@ -112,7 +112,8 @@ def tenfold_accuracy(
         Accuracies and thresholds; one reports mean and standard deviation of the accuracies.
 
     Raises:
-        ValueError: shapes that do not fit, scores that are not finite, fewer than two folds or pairs than folds.
+        ValueError: shapes that do not fit, scores that are not finite, fewer than two folds, more folds than
+            pairs.
 
     Source:
         insightface, ``verification.py``; G. B. Huang et al., UMass technical report 07-49 (LFW).

@@ -1,8 +1,8 @@
 """The improved residual network for faces, with its embedding.
 
 J. Deng et al., arXiv:1801.07698, Section 3.2 (the improved residual unit: a normalisation before the first
-convolution, PReLU), as insightface's ``iresnet.py`` has it: a stem that keeps the size, four stages that halve
-it, and an embedding of normalised, flattened features.
+convolution, PReLU), as insightface's ``iresnet.py`` has it: a stem that keeps the size, four stages that
+halve it, and an embedding of normalised, flattened features.
 """
 
 import jax

@@ -80,7 +80,7 @@ def test_wrong_data(tmp_path, arrays, message):
 
 
 def test_absent_data(tmp_path):
-    with pytest.raises(FileNotFoundError, match="set JAXNEG_DATA to the folder that holds unpg/x.npz"):
+    with pytest.raises(FileNotFoundError, match=r"set JAXNEG_DATA to the folder that holds unpg/x\.npz"):
         identities.load_characters(tmp_path / "x.npz")
 
 

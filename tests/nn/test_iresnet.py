@@ -1,4 +1,4 @@
-"""Improved residual networks: insightface's counts, a block in numpy, evaluation, dropout, remat, bad input."""
+"""Improved residual networks: insightface's counts, a block in numpy, dropout, remat, bad input."""
 
 import jax
 import jax.numpy as jnp
