@@ -259,6 +259,7 @@ def unpg_memory(cores: list[int], size: Size) -> dict[str, float | None]:
 
 def sampling_compared(size: Size, repeats: int) -> dict[str, float]:
     """All classes on four devices beside a tenth of them, in a process with such devices."""
+    jax.config.update("jax_platforms", "cpu")  # virtual devices are the CPU's
     jax.config.update("jax_num_cpu_devices", DEVICES)
     mesh = Mesh(np.array(jax.devices("cpu")), ("classes",), axis_types=(AxisType.Auto,))
     x, w, y = (jnp.asarray(array) for array in example(size))

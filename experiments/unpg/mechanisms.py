@@ -59,6 +59,7 @@ def tiled_loss(logits: np.ndarray, labels: np.ndarray, pairs: np.ndarray, s: flo
 
 def sharded_errors(seeds: int) -> np.ndarray:
     """In a process of eight devices: how far the sharded loss and its gradients are from the whole ones."""
+    jax.config.update("jax_platforms", "cpu")  # virtual devices are the CPU's
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", max(SHARDS))
     devices = jax.devices("cpu")

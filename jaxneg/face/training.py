@@ -43,7 +43,8 @@ class UNPGConfig:
     axis: tuple[str, ...] = ()
     """Mesh axes over which the classes lie; () has them all on each device."""
     batch_axis: tuple[str, ...] = ()
-    """Mesh axes over which the rows of the matrix of pairs are computed; () computes all on each device."""
+    """Mesh axes over which the rows of the matrix of pairs are computed, with classes on ``axis``; () leaves
+    that to the compiler."""
     sample_rate: float = 1.0
     interclass_threshold: float = 0.0
     num_classes: int | None = None
@@ -89,9 +90,11 @@ def make_unpg_loss(
     """
     if (config.axis or config.batch_axis) and mesh is None:
         raise ValueError("mesh: expected a mesh for the axes of the config, got None")
-    sampling = config.sample_rate < 1 or config.interclass_threshold > 0
-    if sampling and not config.axis:
-        raise ValueError("axis: sample_rate and interclass_threshold need a mesh axis of the classes, got ()")
+    needing = config.sample_rate < 1 or config.interclass_threshold > 0 or config.batch_axis
+    if needing and not config.axis:
+        raise ValueError(
+            "axis: sample_rate, interclass_threshold and batch_axis need a mesh axis of the classes, got ()"
+        )
 
     def pairs(features: Array, labels: Array) -> tuple[Array, Array, Array]:
         options = {"s": config.s, "r": config.r}
@@ -115,7 +118,7 @@ def make_unpg_loss(
         features = config.apply(params["backbone"], batch["x"], backbone_key)
         labels = batch["labels"]
         options = {"head": config.head, "s": config.s, "m": config.m, "mag": config.mag}
-        if not config.axis and not config.batch_axis:
+        if not config.axis:
             losses, stats = unpg_loss(features, params["head"], labels, r=config.r, **options)
             return losses.mean(), {"kept": _share(stats["n_kept"], stats["n_neg"])}
         log_partition, kept, found = None, jnp.zeros((), int), jnp.zeros((), int)

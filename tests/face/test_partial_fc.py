@@ -225,11 +225,9 @@ def test_rows_that_were_not_sampled():
     options = {"axis": ("classes",), "sample_rate": 0.5}
     dense, _ = trained(config(**options), mesh, w, 1)
     sparse, _ = trained(config(**options, sparse_update=True), mesh, w, 1)
-    key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0))[0]
     _, aux = make_unpg_loss(config(**options), mesh)(
         {"backbone": jnp.eye(DIM), "head": w}, {"x": X, "labels": Y}, jax.random.fold_in(jax.random.key(0), 0)
     )
-    assert key is not None
     sampled = np.asarray(aux["sampled"])
     assert 0 < sampled.sum() < 60
     np.testing.assert_array_equal(np.asarray(sparse.params["head"])[~sampled], w[~sampled])
@@ -291,7 +289,7 @@ def test_nan_and_labels_that_are_not_known():
     ("changes", "message"),
     [
         ({"axis": ("model",)}, "mesh: expected a mesh for the axes of the config, got None"),
-        ({"sample_rate": 0.5}, "axis: sample_rate and interclass_threshold need a mesh axis"),
+        ({"sample_rate": 0.5}, "axis: sample_rate, interclass_threshold and batch_axis need a mesh axis"),
         ({"sparse_update": True}, "sparse_update: needs a mesh axis of the classes in axis"),
     ],
 )
