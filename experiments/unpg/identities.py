@@ -157,8 +157,8 @@ def _split(identities: Identities, train: np.ndarray) -> Split:
 
 def _characters(path: Path, name: str) -> Identities:
     arrays = _loaded(path, ("images", "alphabet", "character"), (28, 28))
-    numbered = (_numbered(arrays[key]) for key in ("character", "alphabet"))
-    return Identities(_standardised(arrays["images"]), *numbered, name)
+    character, alphabet = (_numbered(arrays[key]) for key in ("character", "alphabet"))
+    return Identities(_standardised(arrays["images"]), character, alphabet, name)
 
 
 def _loaded(path: Path, names: tuple[str, ...], shape: tuple[int, int]) -> dict[str, np.ndarray]:

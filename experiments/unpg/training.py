@@ -196,7 +196,7 @@ def measured(embeddings: np.ndarray, labels: np.ndarray, kept: float, seed: int)
     np.fill_diagonal(similar, -np.inf)
     stats = wdfs_stats(positive, negative)
     return {
-        "tar": 100 * tar_at_far(scores, same, FARS),
+        "tar": 100 * tar_at_far(scores, same, np.array(FARS)),
         "tenfold": np.asarray(100 * tenfold_accuracy(balanced, flags)[0].mean()),
         "rank_one": np.asarray(100 * np.mean(labels[similar.argmax(1)] == labels)),
         "overlap": np.asarray(stats.overlap),

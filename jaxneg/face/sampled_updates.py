@@ -48,4 +48,4 @@ def update_sampled_rows(tx: optax.GradientTransformation) -> optax.GradientTrans
         moved = jax.tree.map(lambda new: rows_of(new, 0), moved)
         return moved, jax.tree.map(rows_of, following, state)
 
-    return optax.GradientTransformationExtraArgs(inner.init, update)
+    return optax.GradientTransformationExtraArgs(inner.init, update)  # pyright: ignore[reportArgumentType]

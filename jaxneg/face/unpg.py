@@ -77,11 +77,12 @@ def unpg_log_partition(
         negative = _negative_pairs(labels, axis_name)
     kept, (q1, q3, lower, upper) = box_whisker_mask(sim, negative, r, axis_name=axis_name)
     counts = jnp.stack([jnp.sum(x, dtype=jnp.int32) for x in (negative, kept)])
+    scale = jnp.asarray(s, sim.dtype)
     if axis_name is None:
-        log_partition = masked_logsumexp(s * sim, kept)
+        log_partition = masked_logsumexp(scale * sim, kept)
     else:
         counts = jax.lax.psum(counts, axis_name)
-        log_partition = _logsumexp_over(s * sim, kept, counts[1] > 0, axis_name)
+        log_partition = _logsumexp_over(scale * sim, kept, counts[1] > 0, axis_name)
     stats = {"n_neg": counts[0], "n_kept": counts[1], "q1": q1, "q3": q3, "lower": lower, "upper": upper}
     return log_partition, stats
 
