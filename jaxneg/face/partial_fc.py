@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
@@ -136,8 +136,8 @@ def sharded_margin_softmax(
         else:
             sharded["uniform"] = jnp.asarray(uniform)
     if any(kind == AxisType.Explicit for kind in mesh.axis_types):
-        replicated = jax.tree.map(lambda x: jax.reshard(x, P()), replicated)
-        sharded = jax.tree.map(lambda x: jax.reshard(x, P(axes)), sharded)
+        replicated = jax.tree.map(lambda x: jax.reshard(x, NamedSharding(mesh, P())), replicated)
+        sharded = jax.tree.map(lambda x: jax.reshard(x, NamedSharding(mesh, P(axes))), sharded)
 
     def on_a_shard(replicated: dict[str, Array], sharded: dict[str, Array]) -> tuple[Array, Array]:
         shard = jax.lax.axis_index(axes)

@@ -120,7 +120,7 @@ def tenfold_accuracy(
 
     Example:
         >>> accuracies, _ = tenfold_accuracy([0.9, 0.1] * 10, [True, False] * 10)
-        >>> accuracies.mean()
+        >>> float(accuracies.mean())
         1.0
     """
     similarities, same = _pairs(similarities, same)
