@@ -14,6 +14,7 @@ _ROOMS = (
     "contrastive",
     "diffusion",
     "face",
+    "federated",
     "kg",
     "language",
     "mtl",

@@ -13,6 +13,7 @@ from jaxneg.nn.cross_encoder import (
 from jaxneg.nn.deeplab import deeplab_head
 from jaxneg.nn.denoising_mlp import denoising_mlp
 from jaxneg.nn.dit import DIT_B_2, DIT_L_2, DIT_RULES, DIT_S_2, DIT_XL_2, DiTConfig, dit
+from jaxneg.nn.domain_network import feature_cnn, feature_mlp, log_probability_head
 from jaxneg.nn.encoder_decoder import (
     ENCODER_DECODER_RULES,
     T5_BASE,
@@ -84,8 +85,11 @@ __all__ = [
     "dit",
     "encoder_decoder",
     "encoder_decoder_from_torch",
+    "feature_cnn",
+    "feature_mlp",
     "init_cache",
     "iresnet",
+    "log_probability_head",
     "mean_statistics",
     "mlp",
     "rationale_judge",

@@ -1,0 +1,964 @@
+"""FedKA: federated knowledge alignment, a round of training across clients of different domains.
+
+Sun, Chong and Ochiai 2022, arXiv:2203.11635, "Feature Distribution Matching for Federated Domain
+Generalization". Every client trains on its labelled domain against a domain classifier with gradient
+reversal (phase A), matches its features to the global model's on the unlabelled target domain (phase B); the
+clients are averaged, vote on labels of the target, and the average is tuned on them. The paper's body could
+not be read: the formulas are those of its published code, and where that code plainly departs from what it
+means, a flag of `FedKAConfig` chooses.
+
+Clients are the leading axis of every array of `FedKAState`: mapped on one device, spread over a mesh by
+`make_sharded_round`, where parameters cross it as sums and votes as counts.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Num, PRNGKeyArray
+
+from jaxneg.federated.arguments import masked, one_of, per_client, wide
+from jaxneg.federated.averaging import federated_average, finite_clients, proximal_penalty
+from jaxneg.federated.federated_vote import Votes, federated_vote
+from jaxneg.federated.gradient_reversal import adaptation_schedule, grl
+from jaxneg.federated.group_effect import group_effect
+from jaxneg.federated.mk_mmd import mk_mmd
+
+Mode = Literal["train", "batch", "running"]
+Part = Callable[[Any, Any, Array, Mode, PRNGKeyArray | None], tuple[Array, Any]]
+
+SOURCE, TARGET = 0, 1
+"""The domains, as the domain classifier numbers them."""
+
+
+class FedKANetwork(NamedTuple):
+    """The three parts of a network, as functions ``(params, stats, inputs, mode, key) -> (outputs, stats)``.
+
+    ``mode`` is ``"train"`` (batch statistics, which enter the running ones; dropout if there is a key),
+    ``"batch"`` (batch statistics, no dropout) or ``"running"`` (running statistics, no dropout). A part
+    without statistics passes an empty tree on.
+
+    Attributes:
+      init: ``(key) -> (params, stats)``, dicts with the keys ``features``, ``classifier``, ``discriminator``.
+      features: From examples ``[batch, ...]`` to features ``[batch, ...]``.
+      classifier: From features to log-probabilities of the classes ``[batch, classes]``.
+      discriminator: From features to log-probabilities of source and target ``[batch, 2]``.
+    """
+
+    init: Callable[[PRNGKeyArray], tuple[dict[str, Any], dict[str, Any]]]
+    features: Part
+    classifier: Part
+    discriminator: Part
+
+
+@dataclasses.dataclass(frozen=True)
+class FedKAConfig:
+    """What a round does; the defaults are the published code's. Hashable, so that it can be static in jit."""
+
+    disentangle: bool = True
+    """Whether phase A trains against the domain classifier."""
+    match: bool = True
+    """Whether there is a phase B."""
+    vote: bool = True
+    """Whether the average is tuned on the clients' votes."""
+    rounds: int = 200
+    """Rounds of the whole training, which the schedule is stretched over."""
+    steps: int = 32
+    """Batches of each phase, a client and round."""
+    batch: int = 16
+    """Examples of a batch."""
+    accum: int = 8
+    """Batches of phase B for one update."""
+    vote_steps: int = 128
+    """Batches of the target on which the average is tuned."""
+    gamma: float = 5.0
+    """Of the schedule."""
+    learning_rate: float = 3e-4
+    """Of Adam, for clients and the global model."""
+    accumulate: Literal["mean", "last"] = "mean"
+    """Phase B's gradient: the mean over ``accum`` batches, or as in the published code a part of the last."""
+    broadcast: Literal["average", "tuned"] = "average"
+    """What clients start the next round from."""
+    eval_bn: Literal["batch", "running"] = "batch"
+    """Statistics of the normalisations wherever nothing is trained."""
+    weights: Literal["equal", "size"] = "equal"
+    """Weights of the average: the published code's, or FedAvg's."""
+    tie: Literal["lowest", "likelihood"] = "lowest"
+    """Who wins among classes with equally many votes."""
+    min_agreement: float = 0.0
+    """Share of the votes below which an example is not tuned on."""
+    proximal: float = 0.0
+    """Strength of FedProx's term in phase A."""
+    kernel_mul: float = 2.0
+    """Ratio of the kernels' widths."""
+    kernel_num: int = 5
+    """Kernels."""
+    independent_init: bool = False
+    """Whether clients begin from different parameters."""
+    clients: Literal["vmap", "map"] = "vmap"
+    """How the clients of one device run: at once, or one after the other in the memory of one."""
+    eval_batch: int = 256
+    """Examples that are evaluated at once, and normalised together with ``eval_bn="batch"``."""
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "steps", "batch", "accum", "vote_steps", "kernel_num", "eval_batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("gamma", "learning_rate", "kernel_mul"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
+        if self.match and self.steps % self.accum:
+            raise ValueError(f"accum: expected a divisor of steps = {self.steps}, got {self.accum}")
+        if self.proximal < 0:
+            raise ValueError(f"proximal: expected a number that is not negative, got {self.proximal}")
+        if not 0 <= self.min_agreement <= 1:
+            raise ValueError(f"min_agreement: expected a share from 0 to 1, got {self.min_agreement}")
+        one_of("accumulate", self.accumulate, ("mean", "last"))
+        one_of("broadcast", self.broadcast, ("average", "tuned"))
+        one_of("eval_bn", self.eval_bn, ("batch", "running"))
+        one_of("weights", self.weights, ("equal", "size"))
+        one_of("tie", self.tie, ("lowest", "likelihood"))
+        one_of("clients", self.clients, ("vmap", "map"))
+
+
+class ModelState(NamedTuple):
+    """A model that is being trained, of a client or of the cloud.
+
+    Attributes:
+      params: Parameters of the three parts.
+      stats: Their running statistics.
+      opt_state: States of their optimizers, one for each part.
+    """
+
+    params: Any
+    stats: Any
+    opt_state: Any
+
+
+class FedKAState(NamedTuple):
+    """What a round passes on: enough to resume exactly.
+
+    Attributes:
+      step: Number of rounds made so far.
+      clients: The clients' models, ``[clients, ...]``.
+      cloud: The global model: the tuned average.
+      key: Random key of the whole run; never changes.
+    """
+
+    step: Int[Array, ""]
+    clients: ModelState
+    cloud: ModelState
+    key: PRNGKeyArray
+
+
+class FedKAData(NamedTuple):
+    """The data of all clients and of the cloud; made by `federated_data`.
+
+    Attributes:
+      source_x: Examples of each client; what is beyond its size is padding.
+      source_y: Their classes.
+      sizes: Number of examples of each client.
+      participating: Which clients take part.
+      target_x: Unlabelled examples of the target domain.
+      eval_x: Examples to measure accuracy on; None measures nothing.
+      eval_y: Their classes.
+    """
+
+    source_x: Num[Array, "clients examples ..."]
+    source_y: Int[Array, "clients examples"]
+    sizes: Int[Array, " clients"]
+    participating: Bool[Array, " clients"]
+    target_x: Num[Array, "target ..."]
+    eval_x: Num[Array, "evaluated ..."] | None = None
+    eval_y: Int[Array, " evaluated"] | None = None
+
+
+class ClientBatches(NamedTuple):
+    """The batches of one client in one round, ``[steps, batch, ...]``."""
+
+    source_x: Array
+    source_y: Array
+    target_x: Array
+    match_source: Array
+    match_target: Array
+
+
+def federated_data(
+    clients: Sequence[tuple[ArrayLike, ArrayLike]],
+    target: ArrayLike,
+    *,
+    num_classes: int,
+    evaluation: tuple[ArrayLike, ArrayLike] | None = None,
+    participating: Sequence[bool] | None = None,
+    names: Sequence[str] | None = None,
+) -> FedKAData:
+    """The data of a round, checked, with the clients' examples padded to one length.
+
+    Args:
+      clients: Examples ``[n_k, ...]`` and classes ``[n_k]`` of each client.
+      target: Unlabelled examples of the target domain.
+      num_classes: Number of classes that the network knows.
+      evaluation: Labelled examples of the target domain, to measure on.
+      participating: Which clients take part; all by default.
+      names: What the clients are called in messages.
+
+    Returns:
+      The data.
+
+    Raises:
+      ValueError: If a client has no data, examples of another shape, values that are not finite, classes that
+        are not one for each example, or a class outside ``0 .. num_classes - 1``; likewise for the target,
+        also for a class that no client has; if nobody participates. The message names the client.
+
+    Example:
+      >>> import numpy as np
+      >>> from jaxneg.federated import federated_data
+      >>> clients = [(np.zeros((2, 4)), [0, 1]), (np.zeros((3, 4)), [1, 1, 0])]
+      >>> federated_data(clients, np.ones((5, 4)), num_classes=2).source_x.shape
+      (2, 3, 4)
+    """
+    if not clients:
+        raise ValueError("clients: expected at least one, got none")
+    names = [f"client {i}" for i in range(len(clients))] if names is None else list(names)
+    if len(names) != len(clients):
+        raise ValueError(f"names: expected one for each of {len(clients)} clients, got {len(names)}")
+    target = np.asarray(target)
+    if target.ndim < 2 or not len(target):
+        raise ValueError(f"target: expected examples [n, ...], at least one, got shape {target.shape}")
+    pairs = []
+    for name, (x, y) in zip(names, clients, strict=True):
+        pairs.append(_labelled(name, x, y, target.shape[1:], num_classes))
+    _require_finite("target", target)
+    seen = np.unique(np.concatenate([y for _, y in pairs]))
+    known: dict[str, Any] = {"eval_x": None, "eval_y": None}
+    if evaluation is not None:
+        x, y = _labelled("evaluation", *evaluation, target.shape[1:], num_classes)
+        if unseen := sorted(set(y.tolist()) - set(seen.tolist())):
+            raise ValueError(
+                f"evaluation: class {unseen[0]} is in the target domain, but no client has an example of it"
+            )
+        known = {"eval_x": jnp.asarray(x), "eval_y": jnp.asarray(y)}
+    sizes = np.array([len(y) for _, y in pairs])
+    takes_part = np.ones(len(pairs), bool) if participating is None else np.asarray(participating, bool)
+    if takes_part.shape != sizes.shape or not takes_part.any():
+        raise ValueError(
+            f"participating: expected a truth value for each of {len(pairs)} clients, one true at least, got "
+            f"{participating}"
+        )
+
+    def padded(rows: np.ndarray) -> np.ndarray:
+        return np.pad(rows, [(0, sizes.max() - len(rows))] + [(0, 0)] * (rows.ndim - 1))
+
+    return FedKAData(
+        jnp.asarray(np.stack([padded(x) for x, _ in pairs])),
+        jnp.asarray(np.stack([padded(y) for _, y in pairs])),
+        jnp.asarray(sizes, jnp.int32),
+        jnp.asarray(takes_part),
+        jnp.asarray(target),
+        **known,
+    )
+
+
+def client_objective(
+    params: Mapping[str, Any],
+    batch_stats: Mapping[str, Any],
+    apply_fns: FedKANetwork,
+    source: tuple[Array, Int[Array, " batch"]],
+    target: Array,
+    lam: ArrayLike,
+    *,
+    disentangle: bool,
+    key: PRNGKeyArray | None = None,
+) -> tuple[Float[Array, ""], dict[str, Any]]:
+    """A client's loss in phase A: its classes, and the domains behind a gradient reversal.
+
+    ``L = mean NLL(c(f(x_s)), y_s) + mean NLL(d(R(f(x_s))), source) + mean NLL(d(R(f(x_t))), target)``
+
+    with the last two terms, in which R reverses the gradient with strength ``lam``, if ``disentangle``.
+
+    Args:
+      params: Parameters of the three parts.
+      batch_stats: Running statistics of the three parts.
+      apply_fns: The network.
+      source: Examples and classes of the client.
+      target: Examples of the target domain; a forward pass of its own, with batch statistics of its own.
+      lam: Strength of the reversal.
+      disentangle: Whether domains are told apart.
+      key: For dropout; None for none.
+
+    Returns:
+      The loss; and ``class_loss``, ``source_loss``, ``target_loss`` (0 unless ``disentangle``) and the new
+      ``batch_stats``.
+
+    Source:
+      Sun, Chong and Ochiai 2022, arXiv:2203.11635, published code, cell 10.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxneg.federated import FedKANetwork, client_objective
+      >>> part = lambda w, s, x, mode, key: (jnp.log(jnp.full((len(x), 2), 0.5)), s)
+      >>> network = FedKANetwork(None, lambda w, s, x, mode, key: (x, s), part, part)
+      >>> nothing = {"features": {}, "classifier": {}, "discriminator": {}}
+      >>> x, y = jnp.ones((3, 4)), jnp.zeros(3, int)
+      >>> round(float(client_objective(nothing, nothing, network, (x, y), x, 1.0, disentangle=True)[0]), 3)
+      2.079
+    """
+    stats = dict(batch_stats)
+    keys = [None] * 5 if key is None else jax.random.split(key, 5)
+
+    def run(part: str, inputs: Array, key: PRNGKeyArray | None) -> Array:
+        outputs, stats[part] = getattr(apply_fns, part)(params[part], stats[part], inputs, "train", key)
+        return outputs
+
+    x, y = source
+    h = run("features", x, keys[0])
+    class_loss = _nll(run("classifier", h, keys[1]), y)
+    zero = jnp.zeros_like(class_loss)
+    source_loss, target_loss = zero, zero
+    if disentangle:
+        target_h = run("features", target, keys[2])
+        source_loss = _nll(run("discriminator", grl(h, lam), keys[3]), SOURCE)
+        target_loss = _nll(run("discriminator", grl(target_h, lam), keys[4]), TARGET)
+    aux = {"class_loss": class_loss, "source_loss": source_loss, "target_loss": target_loss}
+    return class_loss + source_loss + target_loss, aux | {"batch_stats": stats}
+
+
+def matching_objective(
+    client_feats: Float[Array, "accum batch features"],
+    global_feats: Float[Array, "accum other features"],
+    lams: Float[Array, " accum"],
+    *,
+    accumulate: Literal["mean", "last"] = "mean",
+    kernel_mul: float = 2.0,
+    kernel_num: int = 5,
+) -> Float[Array, ""]:
+    """A client's loss in phase B: its features' distance to the global model's on the target domain.
+
+    ``mean_i lam_i MMD^2(h_i, stop_gradient(g_i))``; with ``accumulate="last"`` the last term alone, divided
+    by the number of all, as the published code computes it.
+
+    Args:
+      client_feats: Features of the client on its own examples, for each batch.
+      global_feats: Features of the global model on the target's; constants.
+      lams: Strength for each batch.
+      accumulate: Which batches count.
+      kernel_mul: As in :func:`kernel_bandwidths`.
+      kernel_num: Likewise.
+
+    Returns:
+      A scalar.
+
+    Raises:
+      ValueError: If the numbers of batches differ, or ``accumulate`` is unknown.
+
+    Source:
+      Sun, Chong and Ochiai 2022, arXiv:2203.11635, published code, cells 6 and 10.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxneg.federated import matching_objective
+      >>> float(matching_objective(jnp.zeros((2, 3, 1)), jnp.zeros((2, 3, 1)), jnp.ones(2)))
+      0.0
+    """
+    one_of("accumulate", accumulate, ("mean", "last"))
+    count = len(client_feats)
+    lams = jnp.asarray(lams)
+    if len(global_feats) != count or lams.shape != (count,):
+        raise ValueError(
+            f"global_feats, lams: expected {count} batches as client_feats has, got {len(global_feats)} and "
+            f"shape {lams.shape}"
+        )
+    global_feats = jax.lax.stop_gradient(global_feats)
+    distance = functools.partial(mk_mmd, kernel_mul=kernel_mul, kernel_num=kernel_num)
+    if accumulate == "last":
+        return lams[-1] * distance(client_feats[-1], global_feats[-1]) / count
+    return jnp.mean(lams * jax.vmap(distance)(client_feats, global_feats))
+
+
+def init_fedka(network: FedKANetwork, clients: int, cfg: FedKAConfig, key: PRNGKeyArray) -> FedKAState:
+    """The state before the first round.
+
+    Args:
+      network: The network.
+      clients: Number of clients.
+      cfg: Whether they begin alike.
+      key: Random key of the whole run.
+
+    Returns:
+      The state.
+
+    Raises:
+      ValueError: If there is no client.
+    """
+    if clients < 1:
+        raise ValueError(f"clients: expected at least 1, got {clients}")
+    own, common = jax.random.split(jax.random.fold_in(key, 0))
+    params, stats = network.init(common)
+    if cfg.independent_init:
+        many_params, many_stats = jax.vmap(network.init)(jax.random.split(own, clients))
+    else:
+        repeated = functools.partial(jax.tree.map, lambda x: jnp.broadcast_to(x, (clients, *x.shape)))
+        many_params, many_stats = repeated(params), repeated(stats)
+    tx = _optimizer(cfg)
+    start = {part: tx.init(params[part]) for part in params}
+    opt_state = {part: jax.vmap(tx.init)(many_params[part]) for part in params}
+    own_models = ModelState(many_params, many_stats, opt_state)
+    return FedKAState(jnp.zeros((), jnp.int32), own_models, ModelState(params, stats, start), key)
+
+
+def fedka_round(
+    state: FedKAState, data: FedKAData, rng: PRNGKeyArray, cfg: FedKAConfig, *, network: FedKANetwork
+) -> tuple[FedKAState, dict[str, Array]]:
+    """One round: local training, average, votes, tuning, and what it is worth on the target.
+
+    Pure and jittable with ``cfg`` and ``network`` static. A client takes part if ``data.participating`` says
+    so and its parameters are finite after training; the others keep no vote and no weight. If nobody is
+    left, the global model stays as it was.
+
+    Args:
+      state: The state.
+      data: The data.
+      rng: Random key of this round.
+      cfg: What a round does.
+      network: The network.
+
+    Returns:
+      The next state, and metrics: ``class_loss``, ``domain_loss``, ``matching_loss`` and ``left_out`` for
+      each client, ``agreement``, and with data to evaluate on ``client_accuracy`` of each client after local
+      training, ``average_accuracy``, ``group_effect``, ``vote_accuracy``, ``accuracy`` of the global model at
+      the round's end. Losses of clients that take no part are 0.
+
+    Raises:
+      ValueError: If state and data have different numbers of clients.
+
+    Source:
+      Sun, Chong and Ochiai 2022, arXiv:2203.11635, published code, cells 10 and 12.
+    """
+    return _round(state, data, rng, cfg, network, None, "client")
+
+
+def make_sharded_round(
+    mesh: Mesh, cfg: FedKAConfig, *, network: FedKANetwork, axis: str = "client"
+) -> Callable[[FedKAState, FedKAData, PRNGKeyArray], tuple[FedKAState, dict[str, Array]]]:
+    """:func:`fedka_round` with the clients spread over a mesh: each device trains its own.
+
+    Sums of parameters and counts of votes cross the mesh, never an example and never a feature. The tuning
+    splits each batch of the target over the same axis, if that divides it.
+
+    Args:
+      mesh: A mesh with automatic axes.
+      cfg: What a round does.
+      network: The network.
+      axis: The mesh axis over which clients are spread; it must divide their number.
+
+    Returns:
+      ``round(state, data, rng) -> (state, metrics)``, compiled at its first call. Same numbers as
+      :func:`fedka_round`.
+
+    Raises:
+      ValueError: If the mesh lacks the axis; from the round, if the axis does not divide the clients.
+    """
+    if axis not in mesh.shape:
+        raise ValueError(f"axis: the mesh has axes {tuple(mesh.axis_names)}, not {axis!r}")
+    return jax.jit(lambda state, data, rng: _round(state, data, rng, cfg, network, mesh, axis))
+
+
+def make_fedka_step(
+    cfg: FedKAConfig, *, network: FedKANetwork, mesh: Mesh | None = None, axis: str = "client"
+) -> Callable[[FedKAState, FedKAData], tuple[FedKAState, dict[str, Array]]]:
+    """A round as a step ``(state, data) -> (state, metrics)``, for a training loop with checkpoints.
+
+    Round n takes the key ``fold_in(state.key, n)``, so that a resumed run repeats the one that never stopped.
+
+    Args:
+      cfg: What a round does.
+      network: The network.
+      mesh: If given, clients are spread over it.
+      axis: Over which of its axes.
+
+    Returns:
+      The step, to be jitted.
+
+    Raises:
+      ValueError: If the mesh lacks the axis.
+    """
+    if mesh is not None and axis not in mesh.shape:
+        raise ValueError(f"axis: the mesh has axes {tuple(mesh.axis_names)}, not {axis!r}")
+
+    def step(state: FedKAState, data: FedKAData) -> tuple[FedKAState, dict[str, Array]]:
+        return _round(state, data, jax.random.fold_in(state.key, state.step), cfg, network, mesh, axis)
+
+    return step
+
+
+class FedKAResult(NamedTuple):
+    """What :func:`fit` returns.
+
+    Attributes:
+      state: The state after the last round.
+      history: Each metric of :func:`fedka_round`, ``[rounds, ...]``.
+    """
+
+    state: FedKAState
+    history: dict[str, np.ndarray]
+
+
+def fit(
+    cfg: FedKAConfig,
+    clients: Sequence[tuple[ArrayLike, ArrayLike]],
+    target: ArrayLike,
+    rounds: int,
+    seed: int,
+    *,
+    network: FedKANetwork,
+    num_classes: int,
+    evaluation: tuple[ArrayLike, ArrayLike] | None = None,
+) -> FedKAResult:
+    """Trains for some rounds on one device.
+
+    Where a run must survive its process, give :func:`make_fedka_step` to a training loop that keeps
+    checkpoints: `FedKAState` is all that it needs.
+
+    Args:
+      cfg: What a round does; ``cfg.rounds`` is what the schedule is stretched over.
+      clients: As in :func:`federated_data`.
+      target: Likewise.
+      rounds: Number of rounds, at most ``cfg.rounds``.
+      seed: Number that everything random is drawn from.
+      network: The network.
+      num_classes: As in :func:`federated_data`.
+      evaluation: Likewise.
+
+    Returns:
+      The last state and the metrics of each round.
+
+    Raises:
+      ValueError: As :func:`federated_data`, or if ``rounds`` is not between 1 and ``cfg.rounds``.
+      FloatingPointError: If every client of a round was left out.
+    """
+    if not 1 <= rounds <= cfg.rounds:
+        raise ValueError(f"rounds: expected 1 to cfg.rounds = {cfg.rounds}, got {rounds}")
+    data = federated_data(clients, target, num_classes=num_classes, evaluation=evaluation)
+    state = init_fedka(network, len(clients), cfg, jax.random.key(seed))
+    step = jax.jit(make_fedka_step(cfg, network=network), donate_argnums=0)
+    history = []
+    for number in range(rounds):
+        state, metrics = step(state, data)
+        history.append(jax.device_get(metrics))
+        if history[-1]["left_out"].all():
+            raise FloatingPointError(f"every client was left out in round {number}: none is finite")
+    return FedKAResult(state, {name: np.stack([m[name] for m in history]) for name in history[0]})
+
+
+def train_client(
+    client: ModelState,
+    batches: ClientBatches,
+    cloud: ModelState,
+    step: ArrayLike,
+    key: PRNGKeyArray,
+    cfg: FedKAConfig,
+    network: FedKANetwork,
+) -> tuple[ModelState, dict[str, Array]]:
+    """Phases A and B of one client.
+
+    Args:
+      client: Its model.
+      batches: What it trains on.
+      cloud: The global model.
+      step: The round's number.
+      key: For dropout.
+      cfg: What a round does.
+      network: The network.
+
+    Returns:
+      The client's model, and the means of ``class_loss``, ``domain_loss``, ``matching_loss``.
+    """
+    tx = _optimizer(cfg)
+    anchor = client.params
+    progress = (jnp.arange(cfg.steps) + jnp.asarray(step) * cfg.steps) / (cfg.rounds * cfg.steps)
+    lams = adaptation_schedule(progress, cfg.gamma)
+    key_a, key_b = jax.random.split(key)
+    trained = ("features", "classifier", "discriminator") if cfg.disentangle else ("features", "classifier")
+
+    def adversarial(client: ModelState, inputs: Any) -> tuple[ModelState, dict[str, Array]]:
+        params, stats, opt_state = client
+        x, y, target, lam, key = inputs
+
+        def loss(params: Any) -> tuple[Array, dict[str, Any]]:
+            value, aux = client_objective(
+                params, stats, network, (x, y), target, lam, disentangle=cfg.disentangle, key=key
+            )
+            if cfg.proximal:
+                value = value + proximal_penalty(params, anchor, cfg.proximal)
+            return value, aux
+
+        grads, aux = jax.grad(loss, has_aux=True)(params)
+        params, opt_state = _updated(tx, trained, grads, params, opt_state)
+        losses = {
+            "class_loss": aux["class_loss"],
+            "domain_loss": aux["source_loss"] + aux["target_loss"],
+        }
+        return ModelState(params, aux["batch_stats"], opt_state), losses
+
+    keys = jax.random.split(key_a, cfg.steps)
+    inputs = (batches.source_x, batches.source_y, batches.target_x, lams, keys)
+    client, losses = jax.lax.scan(adversarial, client, inputs)
+    losses = jax.tree.map(jnp.mean, losses) | {"matching_loss": jnp.zeros(())}
+    if not cfg.match:
+        return client, losses
+
+    def global_features(x: Array) -> Array:
+        h, _ = network.features(cloud.params["features"], cloud.stats["features"], x, cfg.eval_bn, None)
+        return h.reshape(len(h), -1)
+
+    def matching(client: ModelState, inputs: Any) -> tuple[ModelState, Array]:
+        params, stats, opt_state = client
+        source, target, lams, keys = inputs
+        others = jax.lax.map(global_features, target)
+
+        def loss(features: Any) -> tuple[Array, Any]:
+            def forward(running: Any, batch: tuple[Array, PRNGKeyArray]) -> tuple[Any, Array]:
+                h, running = network.features(features, running, batch[0], "train", batch[1])
+                return running, h.reshape(len(h), -1)
+
+            running, own = jax.lax.scan(forward, stats["features"], (source, keys))
+            value = matching_objective(
+                own,
+                others,
+                lams,
+                accumulate=cfg.accumulate,
+                kernel_mul=cfg.kernel_mul,
+                kernel_num=cfg.kernel_num,
+            )
+            return value, running
+
+        (value, running), grads = jax.value_and_grad(loss, has_aux=True)(params["features"])
+        params, opt_state = _updated(tx, ("features",), {"features": grads}, params, opt_state)
+        return ModelState(params, {**stats, "features": running}, opt_state), value
+
+    def grouped(x: Array) -> Array:
+        return x.reshape(-1, cfg.accum, *x.shape[1:])
+
+    inputs = (batches.match_source, batches.match_target, lams, jax.random.split(key_b, cfg.steps))
+    client, values = jax.lax.scan(matching, client, jax.tree.map(grouped, inputs))
+    return client, losses | {"matching_loss": values.mean()}
+
+
+def tune(
+    cloud: ModelState,
+    x: Num[Array, "steps batch ..."],
+    labels: Int[Array, "steps batch"],
+    agreement: Float[Array, "steps batch"],
+    step: ArrayLike,
+    key: PRNGKeyArray,
+    cfg: FedKAConfig,
+    network: FedKANetwork,
+    constrain: Callable[[Array], Array] = lambda x: x,
+) -> ModelState:
+    """Fine-tunes the averaged model on the labels that the clients voted for.
+
+    ``lam(p) mean NLL(c(f(x)), label)``, one update a batch of the features and of the classifier.
+
+    Args:
+      cloud: The average, with the global model's optimizers.
+      x: Batches of the target.
+      labels: What the clients voted for.
+      agreement: Share of the votes for it; below ``cfg.min_agreement`` an example does not count.
+      step: The round's number.
+      key: For dropout.
+      cfg: What a round does.
+      network: The network.
+      constrain: Puts a batch on the mesh.
+
+    Returns:
+      The tuned model.
+    """
+    tx = _optimizer(cfg)
+    count = len(x)
+    lams = adaptation_schedule(
+        (jnp.arange(count) + jnp.asarray(step) * count) / (cfg.rounds * count), cfg.gamma
+    )
+
+    def body(cloud: ModelState, inputs: Any) -> tuple[ModelState, None]:
+        params, stats, opt_state = cloud
+        x, labels, counts, lam, key = inputs
+        x, labels, counts = constrain(x), constrain(labels), constrain(counts)
+        of_features, of_classes = jax.random.split(key)
+
+        def loss(params: Any) -> tuple[Array, Any]:
+            h, features = network.features(params["features"], stats["features"], x, "train", of_features)
+            logp, classifier = network.classifier(
+                params["classifier"], stats["classifier"], h, "train", of_classes
+            )
+            return lam * _nll(logp, labels, counts), {"features": features, "classifier": classifier}
+
+        tuned = {part: params[part] for part in ("features", "classifier")}
+        grads, new = jax.grad(loss, has_aux=True)(tuned)
+        params, opt_state = _updated(tx, tuple(tuned), grads, params, opt_state)
+        return ModelState(params, {**stats, **new}, opt_state), None
+
+    inputs = (x, labels, agreement >= cfg.min_agreement, lams, jax.random.split(key, count))
+    return jax.lax.scan(body, cloud, inputs)[0]
+
+
+def predict(
+    model: ModelState, x: Num[Array, "examples ..."], mode: Mode, batch: int, network: FedKANetwork
+) -> Float[Array, "examples classes"]:
+    """Log-probabilities of the classes, some examples at a time.
+
+    Args:
+      model: A model.
+      x: Examples.
+      mode: ``"batch"`` or ``"running"``.
+      batch: Examples at a time; the last batch is filled with the examples before it.
+      network: The network.
+
+    Returns:
+      One row for each example.
+    """
+    count = len(x)
+    size = min(batch, count)
+    starts = np.minimum(np.arange(0, count, size), count - size)
+
+    def rows(start: Array) -> Array:
+        def part(name: str, inputs: Array) -> Array:
+            return getattr(network, name)(model.params[name], model.stats[name], inputs, mode, None)[0]
+
+        return part("classifier", part("features", jax.lax.dynamic_slice_in_dim(x, start, size)))
+
+    logp = jax.lax.map(rows, jnp.asarray(starts))
+    last = count - (len(starts) - 1) * size  # without the rows that the last batch repeats
+    return jnp.concatenate([logp[:-1].reshape(-1, logp.shape[-1]), logp[-1, -last:]])
+
+
+def _round(
+    state: FedKAState,
+    data: FedKAData,
+    rng: PRNGKeyArray,
+    cfg: FedKAConfig,
+    network: FedKANetwork,
+    mesh: Mesh | None,
+    axis: str,
+) -> tuple[FedKAState, dict[str, Array]]:
+    clients = per_client("state.clients", state.clients)
+    if data.source_x.shape[0] != clients:
+        raise ValueError(f"data: expected {clients} clients as the state has, got {data.source_x.shape[0]}")
+    client_key, vote_key, tune_key = jax.random.split(rng, 3)
+    others = len(data.target_x)
+    vote_x = data.target_x[_rows(others, others, (cfg.vote_steps, cfg.batch), vote_key)]
+
+    local = functools.partial(_local, cfg, network, None if mesh is None else axis)
+    split = P()
+    if mesh is not None:
+        if clients % mesh.shape[axis]:
+            raise ValueError(
+                f"clients: expected a multiple of the mesh axis {axis!r} of size {mesh.shape[axis]}, "
+                f"got {clients}"
+            )
+        split = P(axis) if cfg.batch % mesh.shape[axis] == 0 else P()
+        local = jax.shard_map(
+            local,
+            mesh=mesh,
+            in_specs=(P(axis), P(axis), P(axis), P(), P(), P(), P()),
+            out_specs=(P(axis), P(), P(axis)),
+            check_vma=False,  # the loops begin with constants, which then differ from client to client
+        )
+
+    opt_state, common, measured = local(
+        state.clients,
+        (data.source_x, data.source_y, data.sizes, data.participating),
+        jax.random.split(client_key, clients),
+        state.cloud,
+        state.step,
+        data.target_x,
+        (vote_x, data.eval_x, data.eval_y),
+    )
+    anyone = common["takers"] > 0
+
+    def kept(new: Any, old: Any) -> Any:
+        return jax.tree.map(lambda a, b: jnp.where(anyone, a, b), new, old)
+
+    params, stats = common["average"]
+    average = kept(ModelState(params, stats, state.cloud.opt_state), state.cloud)
+    tuned = average
+    metrics = {name: measured[name] for name in ("class_loss", "domain_loss", "matching_loss", "left_out")}
+    if cfg.vote:
+        votes, shape = common["votes"], vote_x.shape[:2]
+
+        def constrain(x: Array) -> Array:
+            return x if mesh is None else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, split))
+
+        labels, agreement = votes.labels.reshape(shape), votes.agreement.reshape(shape)
+        tuned = tune(average, vote_x, labels, agreement, state.step, tune_key, cfg, network, constrain)
+        tuned = kept(tuned, average)
+        metrics["agreement"] = agreement.mean()
+    if data.eval_x is not None and data.eval_y is not None:
+        eval_x, eval_y = data.eval_x, data.eval_y
+
+        def accuracy(model: ModelState) -> Array:
+            return jnp.mean(jnp.argmax(_classified(model, eval_x, cfg, network), -1) == eval_y)
+
+        averaged = accuracy(average)
+        counted = ~measured["left_out"] | ~anyone
+        effect = group_effect(averaged, measured["accuracy"], where=counted)
+        metrics |= {
+            "client_accuracy": measured["accuracy"],
+            "average_accuracy": averaged,
+            "group_effect": jnp.where(anyone, effect, 0),
+            "vote_accuracy": common["vote_accuracy"],
+            "accuracy": accuracy(tuned),
+        }
+    sent = jax.tree.map(
+        lambda x: jnp.broadcast_to(x, (clients, *x.shape)), tuned if cfg.broadcast == "tuned" else average
+    )
+    return FedKAState(state.step + 1, sent._replace(opt_state=opt_state), tuned, state.key), metrics
+
+
+def _local(
+    cfg: FedKAConfig,
+    network: FedKANetwork,
+    axis: str | None,
+    models: ModelState,
+    data: tuple[Array, Array, Array, Array],
+    keys: PRNGKeyArray,
+    cloud: ModelState,
+    step: Array,
+    target_x: Array,
+    public: tuple[Array, Array | None, Array | None],
+) -> tuple[Any, dict[str, Any], dict[str, Array]]:
+    """What happens on the device of some clients: training, their part of the average, and their votes."""
+    vote_x, eval_x, eval_y = public
+    source_x, source_y, sizes, participating = data
+
+    def train(
+        client: ModelState, x: Array, y: Array, size: Array, key: PRNGKeyArray
+    ) -> tuple[ModelState, dict[str, Array]]:
+        of_data, of_dropout = jax.random.split(key)
+        batches = _client_batches(x, y, size, target_x, of_data, cfg)
+        return train_client(client, batches, cloud, step, of_dropout, cfg, network)
+
+    mapped = jax.vmap if cfg.clients == "vmap" else _mapped
+    trained, losses = mapped(train)(models, source_x, source_y, sizes, keys)
+    sound = finite_clients((trained.params, trained.stats))
+    takes_part = participating & sound
+    weights = takes_part * (sizes if cfg.weights == "size" else 1.0)
+
+    def optimizer(new: Array, old: Array) -> Array:
+        """Who sat out keeps it; whose numbers are not finite begins anew, which for Adam is at zero."""
+        return _select(participating, _select(sound, new, jnp.zeros_like(new)), old)
+
+    opt_state = jax.tree.map(optimizer, trained.opt_state, models.opt_state)
+    takers = takes_part.sum()
+    common: dict[str, Any] = {
+        "average": federated_average((trained.params, trained.stats), weights, axis_name=axis),
+        "takers": takers if axis is None else jax.lax.psum(takers, axis),
+    }
+    measured = {name: masked(takes_part, value) for name, value in losses.items()}
+    measured["left_out"] = ~takes_part
+    sane = jax.tree.map(lambda leaf: masked(takes_part, leaf), trained)
+
+    def voted(logp: Array) -> Votes:
+        preds = jnp.argmax(logp, -1).astype(jnp.int32)
+        return federated_vote(
+            preds, logp.shape[-1], logp=logp, tie=cfg.tie, voters=takes_part, axis_name=axis
+        )
+
+    if cfg.vote:
+        flat = vote_x.reshape(-1, *vote_x.shape[2:])
+        predictions = mapped(lambda model: predict(model, flat, cfg.eval_bn, cfg.batch, network))
+        common["votes"] = voted(predictions(sane))
+    if eval_x is not None and eval_y is not None:
+        logp = mapped(lambda model: _classified(model, eval_x, cfg, network))(sane)
+        measured["accuracy"] = masked(takes_part, (jnp.argmax(logp, -1) == eval_y).mean(1))
+        common["vote_accuracy"] = (voted(logp).labels == eval_y).mean()
+    return opt_state, common, measured
+
+
+def _classified(model: ModelState, x: Array, cfg: FedKAConfig, network: FedKANetwork) -> Array:
+    return predict(model, x, cfg.eval_bn, cfg.eval_batch, network)
+
+
+def _client_batches(
+    x: Array, y: Array, size: Array, target_x: Array, key: PRNGKeyArray, cfg: FedKAConfig
+) -> ClientBatches:
+    shape = (cfg.steps, cfg.batch)
+    first, second, third, fourth = jax.random.split(key, 4)
+    own, others = len(x), len(target_x)
+    rows = _rows(own, size, shape, first)
+    return ClientBatches(
+        x[rows],
+        y[rows],
+        target_x[_rows(others, others, shape, second)],
+        x[_rows(own, size, shape, third)],
+        target_x[_rows(others, others, shape, fourth)],
+    )
+
+
+def _rows(length: int, size: ArrayLike, shape: tuple[int, int], key: PRNGKeyArray) -> Array:
+    """Indices below ``size``, without repetition until all were drawn; rows from there on are padding."""
+    order = jax.random.uniform(key, (length,))
+    order = jnp.argsort(jnp.where(jnp.arange(length) < size, order, 2.0))
+    return order[jnp.arange(shape[0] * shape[1]) % size].reshape(shape)
+
+
+def _updated(
+    tx: optax.GradientTransformation, parts: Sequence[str], grads: Any, params: Any, opt_state: Any
+) -> tuple[Any, Any]:
+    """Updates some parts of the network; a part without a gradient keeps its moments, as PyTorch's do."""
+    params, opt_state = dict(params), dict(opt_state)
+    for part in parts:
+        updates, opt_state[part] = tx.update(grads[part], opt_state[part], params[part])
+        params[part] = optax.apply_updates(params[part], updates)
+    return params, opt_state
+
+
+def _optimizer(cfg: FedKAConfig) -> optax.GradientTransformation:
+    return optax.adam(cfg.learning_rate)
+
+
+def _nll(logp: Array, y: Array | int, counts: Array | None = None) -> Float[Array, ""]:
+    """The mean over the examples that count; 0 if none does."""
+    classes = jnp.broadcast_to(jnp.asarray(y), logp.shape[:1])
+    each = -jnp.take_along_axis(wide(logp), classes[:, None], axis=1)[:, 0]
+    if counts is None:
+        return each.mean()
+    return jnp.where(counts, each, 0).sum() / jnp.maximum(counts.sum(), 1)
+
+
+def _mapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *arrays: jax.lax.map(lambda of_one: function(*of_one), arrays)
+
+
+def _select(mask: Array, yes: Array, no: Array) -> Array:
+    return jnp.where(jnp.reshape(mask, (-1,) + (1,) * (yes.ndim - 1)), yes, no)
+
+
+def _labelled(
+    name: str, x: ArrayLike, y: ArrayLike, shape: tuple[int, ...], num_classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    x, y = np.asarray(x), np.asarray(y)
+    if not len(x):
+        raise ValueError(f"{name}: expected at least one example, got none")
+    if x.shape[1:] != shape:
+        raise ValueError(f"{name}: expected examples of shape {shape} as the target has, got {x.shape[1:]}")
+    if y.shape != (len(x),) or not np.issubdtype(y.dtype, np.integer):
+        raise ValueError(
+            f"{name}: expected an integer class for each of {len(x)} examples, got {y.dtype} {y.shape}"
+        )
+    if wrong := [int(c) for c in np.unique(y) if not 0 <= c < num_classes]:
+        raise ValueError(f"{name}: expected classes 0 to {num_classes - 1}, got {wrong[0]}")
+    _require_finite(name, x)
+    return x, y.astype(np.int32)
+
+
+def _require_finite(name: str, x: np.ndarray) -> None:
+    if not np.isfinite(x).all():
+        row = int(np.argwhere(~np.isfinite(x))[0][0])
+        raise ValueError(f"{name}: expected finite examples, example {row} is not")
