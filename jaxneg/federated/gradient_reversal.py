@@ -72,4 +72,5 @@ def adaptation_schedule(progress: ArrayLike, gamma: float = 5.0) -> Float[Array,
     if not gamma > 0:
         raise ValueError(f"gamma: expected a positive number, got {gamma}")
     # 2 / (1 + exp(-x)) - 1 = tanh(x / 2), which does not lose the digits near 0.
-    return jnp.tanh(0.5 * gamma * jnp.asarray(progress, jnp.result_type(progress, jnp.float32)))
+    progress = jnp.asarray(progress)
+    return jnp.tanh(0.5 * gamma * progress.astype(jnp.promote_types(progress.dtype, jnp.float32)))
