@@ -2,9 +2,9 @@
 
 Every loss returns one value for each example; its mean over the batch is the paper's scalar. `sequence_nll`
 turns logits into what most of them take, `unlearning_loss` puts a forget and a retain loss together, and
-`make_unlearn_loss` makes of a model's ``apply`` the loss function of a training step. `load_tofu` reads the
-TOFU benchmark, `make_tofu_evaluation` and `tofu_report` say how a model does on it; the measures of MUSE
-and WMDP and the membership attacks stand beside them.
+`make_unlearn_loss` makes of a model's ``apply`` the loss function of a training step, `make_unlearn_step` a
+whole one. `load_tofu` reads the TOFU benchmark, `make_tofu_evaluation` and `tofu_report` say how a model does
+on it; the measures of MUSE and WMDP and the membership attacks stand beside them.
 """
 
 from jaxneg.unlearning.ceu import ceu_loss
@@ -50,6 +50,7 @@ from jaxneg.unlearning.sequence import (
     token_nll,
 )
 from jaxneg.unlearning.simnpo import simnpo_loss
+from jaxneg.unlearning.step import UnlearnStep, make_unlearn_step
 from jaxneg.unlearning.synthetic import GaussianLogistic, synthetic_gaussian_logistic
 from jaxneg.unlearning.tofu import (
     Question,
@@ -88,6 +89,7 @@ __all__ = [
     "TofuLog",
     "TofuReport",
     "UnlearnConfig",
+    "UnlearnStep",
     "answer_lengths",
     "answer_probability",
     "answer_rows",
@@ -118,6 +120,7 @@ __all__ = [
     "make_tofu_evaluation",
     "make_unlearn_loss",
     "make_unlearn_losses",
+    "make_unlearn_step",
     "min_k",
     "min_k_pp",
     "model_utility",
