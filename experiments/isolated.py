@@ -1,6 +1,7 @@
 """Measurements in a process of their own: on given cores, and how much memory a program needs."""
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import sys
@@ -42,9 +43,9 @@ def in_a_process(
 def peak_growth(program: Callable[[], Any]) -> int | None:
     """By how many bytes the resident memory of this process grows at most while a program runs.
 
-    What was freed before is given back to the system first, and the kernel forgets the peak until then, so
-    that the growth is all the program's own. What it keeps counts; threads' stacks and caches do too. From
-    then on the process gives back what it frees.
+    What was freed before is given back to the system first, arrays in cycles of references too, and the
+    kernel forgets the peak until then, so that the growth is all the program's own. What it keeps counts;
+    threads' stacks and caches do too. From then on the process gives back what it frees.
 
     Args:
         program: called without arguments, once; it should be compiled and warm, and wait for its results.
@@ -58,6 +59,7 @@ def peak_growth(program: Callable[[], Any]) -> int | None:
         True
     """
     keep_freed_memory(keep=False)
+    gc.collect()  # what a collection in the middle of the program freed would hide what the program takes
     try:
         ctypes.CDLL(None).malloc_trim(0)
         (_OWN / "clear_refs").write_text("5")
