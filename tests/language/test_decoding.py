@@ -81,7 +81,7 @@ def test_the_distribution_is_that_of_brute_force(seed):
         np.testing.assert_allclose(p, expected, rtol=1e-4, atol=1e-6, err_msg=str(options))
 
 
-@pytest.mark.golden("qcrd", "qcrd.npz")
+@pytest.mark.golden("qcrd", "qcrd*.npz")
 def test_temperatures_of_the_golden_vectors(golden):
     names = [name for name in golden if re.fullmatch(r"temp_probs_[\d.]+", name)]
     assert names
