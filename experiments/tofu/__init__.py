@@ -76,7 +76,8 @@ class Config:
     )
     """What the model is to forget."""
     model_methods: tuple[str, ...] = ("NPO+RT",)
-    """What unlearns from the model, one after the other."""
+    """What unlearns from the model, one after the other; KL, DPO and KTO ask the reference in every step and
+    need adapters."""
     model_epochs: int = 10
     """Epochs over the split; the first one warms up."""
     model_batch: int = 32

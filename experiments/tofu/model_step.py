@@ -13,6 +13,7 @@ import optax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
+from experiments.tofu.training import asked_once
 from jaxneg.diffusion import lora_apply, lora_init
 from jaxneg.nn.transformer import TRANSFORMER_RULES
 from jaxneg.train import make_step
@@ -92,7 +93,8 @@ def optimizer(
 def model_step(
     apply: Apply, objective: UnlearnConfig, tx: optax.GradientTransformation, rank: int
 ) -> Callable[[Any, Any], tuple[Any, dict[str, Array]]]:
-    """The step.
+    """The step. A reference that is more than a number for each forget row is run in it: with adapters, the
+    base without them.
 
     Args:
         apply: the model.
@@ -102,5 +104,19 @@ def model_step(
 
     Returns:
         For `jaxneg.train.shard_step`.
+
+    Raises:
+        ValueError: a method whose reference would need a second model in memory.
     """
-    return make_step(make_unlearn_loss(adapted(apply, rank), objective), tx)
+    reference = None
+    if not asked_once(objective):
+        if not rank:
+            raise ValueError(
+                f"rank: {objective.method!r} asks the reference in every step, which without adapters would"
+                " be a second model in memory: expected at least 1, got 0"
+            )
+
+        def reference(both: Any, *inputs: Array) -> Any:
+            return apply(both["base"], *inputs)
+
+    return make_step(make_unlearn_loss(adapted(apply, rank), objective, reference=reference), tx)

@@ -109,10 +109,11 @@ def unlearn_model(
     if not data.forget:
         raise ValueError(f"split: {config.split!r} has no question to forget")
     for name in config.model_methods:
-        if not asked_once(METHODS[name]):
+        if not config.lora_rank and not asked_once(METHODS[name]):
             raise ValueError(
                 "model_methods: expected methods that need one number of the reference for each forget row,"
-                f" got {name!r}: its reference would have to stay in memory beside the model"
+                f" got {name!r}: its reference would have to stay in memory beside the model; with adapters"
+                " (lora_rank) it is the model without them"
             )
     mesh = make_mesh({"data": -1, "model": config.model_axis})
     load = partial(load_llama, loader=config.loader, mesh=mesh)
@@ -203,15 +204,17 @@ def _schedule(
     forget = rows([(each.question, each.answer) for each in data.forget], what="forget set")._asdict()
     retain = rows([(each.question, each.answer) for each in data.retain], what="retain set")
     apply = jax.jit(transformer(sizes).apply)
-    with_reference: list[Mapping[str, Any]] = []
-    for start in range(0, len(data.forget), config.model_batch):
-        chosen = np.arange(start, start + config.model_batch) % len(data.forget)
-        part = {"forget": {field: array[chosen] for field, array in forget.items()}}
-        with_reference.append(precompute_reference(apply, params, part, objective)["forget"])
-    whole = {
-        field: np.concatenate([np.asarray(part[field]) for part in with_reference])[: len(data.forget)]
-        for field in with_reference[0]
-    }
+    whole: Mapping[str, np.ndarray] = forget
+    if asked_once(objective):
+        with_reference: list[Mapping[str, Any]] = []
+        for start in range(0, len(data.forget), config.model_batch):
+            chosen = np.arange(start, start + config.model_batch) % len(data.forget)
+            part = {"forget": {field: array[chosen] for field, array in forget.items()}}
+            with_reference.append(precompute_reference(apply, params, part, objective)["forget"])
+        whole = {
+            field: np.concatenate([np.asarray(part[field]) for part in with_reference])[: len(data.forget)]
+            for field in with_reference[0]
+        }
     order_key, partner_key = jax.random.split(jax.random.key(config.seed))
     found: dict[str, list[np.ndarray]] = {}
     for epoch in range(config.model_epochs):

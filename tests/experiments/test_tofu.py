@@ -17,11 +17,11 @@ from experiments.tofu import data, llama, pod, real_model, training
 from experiments.tofu.claims import CLAIMED, CLAIMS, measurements
 from experiments.tofu.figures import STYLES
 from experiments.tofu.metrics import Scores, forget_ratios, score
-from experiments.tofu.model_step import ADAPTED, LORA_ALPHA, adapted, optimizer, trained
+from experiments.tofu.model_step import ADAPTED, LORA_ALPHA, adapted, model_step, optimizer, trained
 from experiments.tofu.tables import PROTOTYPE
 from experiments.tofu.vocabulary import EOS, PAD, SEPARATOR, Vocabulary
 from jaxneg.nn import TransformerConfig, transformer
-from jaxneg.train import TrainState, make_mesh, shard_step
+from jaxneg.train import TrainState, init_state, make_mesh, shard_step
 from jaxneg.unlearning import IGNORE, Question, answer_rows, load_tofu, tofu_folder
 
 QUESTION = Question("who is it ?", "it is a .", "a it is .", ("it is b .", "it is c ."))
@@ -668,6 +668,34 @@ def test_adapters(folder):
     assert LORA_ALPHA == 32
     assert trained(jax.random.key(0), params, 0) is params
     assert adapted(apply, 0) is apply
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["NPO+KL", "DPO+RT"])
+def test_the_reference_without_adapters(folder, questions, method):
+    """What asks the reference in every step finds it under the adapters: as with its logits in the batch."""
+    sizes, params = llama.load_llama(folder, loader="safetensors")
+    tokenizer, objective = llama.LlamaTokenizer(folder, sizes.vocab, "llama-2"), training.METHODS[method]
+    arrays = real_model._schedule(
+        _config(folder, model_epochs=1, lora_rank=2), sizes, tokenizer, questions, params, method
+    )
+    assert not [name for name in arrays if "ref_" in name]
+    batch = real_model._nested(arrays)
+    apply = transformer(dataclasses.replace(sizes, dtype=None, remat=False)).apply
+    both, tx = trained(jax.random.key(0), params, 2), optimizer(1e-2, 10, 2, 2)
+    for pair in both["adapters"].values():
+        pair["b"] += 0.02  # no longer the reference
+    _, found = jax.jit(model_step(apply, objective, tx, 2))(init_state(both, tx, jax.random.key(0)), batch)
+    needed = {part: batch[part] for part in ("forget", "retain", "idk")}
+    cached = training.precompute_reference(apply, params, needed, objective)
+    loss, aux = jax.jit(training.make_unlearn_loss(adapted(apply, 2), objective))(both, cached, None)
+    np.testing.assert_allclose(found["loss"], loss, rtol=1e-5)
+    assert float(aux["forget_loss"]) != pytest.approx(2 / objective.beta * np.log(2), rel=1e-4)
+
+
+def test_a_reference_needs_adapters():
+    with pytest.raises(ValueError, match=r"rank: 'npo\+kl' asks the reference in every step.*got 0"):
+        model_step(lambda *_: None, training.METHODS["NPO+KL"], optimizer(1e-2, 10, 2, 0), 0)
 
 
 @pytest.mark.parametrize(("rank", "size"), [(0, 6.7e9), (8, 6.7e9)])
