@@ -18,6 +18,7 @@ import numpy as np
 from experiments.neg_bias.claims import CLAIMS, Seed, measurements
 from experiments.neg_bias.evaluation import Questions, ask_everything, draw_questions, yes_no_logits
 from experiments.neg_bias.figures import draw_bias, draw_heads, draw_remedies
+from experiments.neg_bias.fine_tuning import fine_tune
 from experiments.neg_bias.heads import ablation_effects, chosen, head_scores, probes, repair
 from experiments.neg_bias.remedies import shifted_by_dev, shifted_by_empty_question
 from experiments.neg_bias.tables import notes, result_tables
@@ -51,9 +52,10 @@ class Config:
     repaired_heads: int = 2
     """Heads that are repaired, those of the highest negative attention score."""
     repair_steps: int = 600
-    """Steps for each of them, at most; it ends where its mean score is no longer positive."""
+    """Steps for each of them, at most; it ends where its mean score is no longer positive. Also those of the
+    plain fine-tuning beside it."""
     repair_learning_rate: float = 1e-3
-    """Of AdamW in the repair."""
+    """Of AdamW in the repair and in the plain fine-tuning."""
     model_dir: Path | None = None
     """Folder of a Llama (config.json, safetensors, tokenizer.json) to analyse too; None leaves it out."""
     loader: Literal["tunix", "safetensors"] = "tunix"
@@ -173,11 +175,13 @@ def _heads(
     worst = ranked[: config.repaired_heads]
     others = [ranked[i] for i in rng.permutation(np.arange(config.repaired_heads, len(ranked)))]
     control = others[: config.repaired_heads] or worst
-    mend = partial(repair, steps=config.repair_steps, learning_rate=config.repair_learning_rate, model=MODEL)
+    options = {"steps": config.repair_steps, "learning_rate": config.repair_learning_rate, "model": MODEL}
+    mend = partial(repair, **options)
     repaired, repaired_control = (
         mend(of_heads, params, pool, heads)
         for of_heads, heads in zip(jax.random.split(key), (worst, control), strict=True)
     )
+    tuned = fine_tune(jax.random.fold_in(key, 2), params, world, questions, **options)
     ask = partial(yes_no_logits, questions=questions, model=MODEL)
     plain = ask(params)
     remedies = {
@@ -186,6 +190,7 @@ def _heads(
         "repair of other heads": ask(repaired_control.params),
         "ablation": ask(params, ablated=chosen(worst, MODEL)),
         "ablation of other heads": ask(params, ablated=chosen(control, MODEL)),
+        "fine-tuning on untold facts": ask(tuned),
         "calibration by an empty question": shifted_by_empty_question(params, plain, MODEL),
         "threshold from untold facts": shifted_by_dev(plain, world),
     }

@@ -13,7 +13,8 @@ import pytest
 from experiments import neg_bias
 from experiments.neg_bias import world as w
 from experiments.neg_bias.claims import CLAIMS, measurements
-from experiments.neg_bias.evaluation import FORMATS, predictions
+from experiments.neg_bias.evaluation import FORMATS, draw_questions, predictions, yes_no_logits
+from experiments.neg_bias.fine_tuning import fine_tune
 from experiments.neg_bias.heads import chosen, head_scores
 from experiments.neg_bias.items import load_items
 from experiments.neg_bias.pod import RANK, RepairState, repair_target
@@ -231,6 +232,41 @@ def test_the_threshold_balances_the_untold_facts():
     logits = np.random.default_rng(1).normal([0, 3], size=(w.FACTS, 2, 2))
     shifted = shifted_by_dev(logits, world)[world.group == w.UNTOLD]
     assert np.mean(shifted[..., 1] > shifted[..., 0]) == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.slow
+def test_fine_tuning_on_untold_facts():
+    """What it sees becomes likely; queries and keys move alone, and a world without such facts is refused."""
+    rng = np.random.default_rng(0)
+    world = w.draw_world(rng)
+    questions = draw_questions(rng, world)
+    config = TransformerConfig(
+        vocab=w.VOCABULARY, width=16, layers=1, heads=2, positions="learned", max_length=w.LONGEST
+    )
+    params = transformer(config).init(jax.random.key(0))
+    tuned = fine_tune(jax.random.key(1), params, world, questions, steps=60, learning_rate=1e-2, model=config)
+    moved = jax.tree.map(lambda x, y: bool((x != y).any()), params, tuned)["blocks"]
+    kernels = moved[0] if isinstance(moved, list) else moved["0"]
+    assert kernels["attention"]["query"]["kernel"]
+    assert kernels["attention"]["key"]["kernel"]
+    assert not kernels["attention"]["value"]["kernel"]
+
+    def loss(params):
+        logits = yes_no_logits(params, questions, config)[world.group == w.UNTOLD]
+        log_p = logits - np.logaddexp.reduce(logits, -1, keepdims=True)
+        return -(log_p[:, 0, 0] + log_p[:, 1, 1]).mean()
+
+    assert loss(tuned) < loss(params)
+    with pytest.raises(ValueError, match="world: expected at least one untold fact, got none"):
+        fine_tune(
+            jax.random.key(1),
+            params,
+            world._replace(group=np.zeros_like(world.group)),
+            questions,
+            steps=1,
+            learning_rate=1e-2,
+            model=config,
+        )
 
 
 def test_the_heads_of_a_question_behind_pads(drawn):
