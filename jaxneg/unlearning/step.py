@@ -40,10 +40,10 @@ def make_unlearn_step(
 
     ``params <- params + optimizer(grad (gamma forget + alpha retain))``
 
-    The reference comes in one of three ways: as numbers in the batch that `precompute_reference` computed once
-    (the cheapest); as a second tree of parameters, ``step(params, opt_state, batch, ref_params)``, which the
-    step runs; or as ``reference``, a function of the parameters that are trained: with LoRA, the model with
-    its adapters off.
+    The reference comes in one of three ways: as numbers in the batch that `precompute_reference` computed
+    once (the cheapest); as a second tree of parameters, ``step(params, opt_state, batch, ref_params)``, which
+    the step runs; or as ``reference``, a function of the parameters that are trained: with LoRA, the model
+    with its adapters off.
 
     Args:
         apply_fn: ``apply_fn(params, tokens) -> logits [B, T, V]``.
@@ -58,8 +58,9 @@ def make_unlearn_step(
         The step. The loss is not a number where the batch's reference was computed for other rows.
 
     Raises:
-        ValueError: a method that reads hidden states, a mesh without the axis "data"; from the step, a part or
-            a reference that the method needs and does not get, or reference parameters beside ``reference``.
+        ValueError: a method that reads hidden states, a mesh without the axis "data"; from the step, a part
+            or a reference that the method needs and does not get, or reference parameters beside
+            ``reference``.
 
     Source:
         arXiv:2404.05868, Section 2.

@@ -78,7 +78,9 @@ def test_the_reference_as_a_function_of_what_is_trained(batch, expected):
     found = step(both, tx.init(both), batch)
     np.testing.assert_array_equal(found.params["frozen"], both["frozen"])
     _same(found._replace(params=found.params["frozen"] + found.params["change"]), expected)
-    with pytest.raises(ValueError, match="ref_params: expected None where the step was made with a reference"):
+    with pytest.raises(
+        ValueError, match="ref_params: expected None where the step was made with a reference"
+    ):
         step(both, tx.init(both), batch, both)
 
 
@@ -108,7 +110,9 @@ def test_mistakes(batch):
         make_unlearn_step(_apply, UnlearnConfig("rmu"), TX)
     with pytest.raises(ValueError, match="mesh: expected an axis 'data', got"):
         make_unlearn_step(_apply, CFG, TX, jax.make_mesh((8,), ("rows",), axis_types=(AxisType.Auto,)))
-    with pytest.raises(ValueError, match="expected 'ref_seq_nll' for 'npo.rt'.*precompute_reference adds it"):
+    with pytest.raises(
+        ValueError, match=r"expected 'ref_seq_nll' for 'npo.rt'.*precompute_reference adds it"
+    ):
         make_unlearn_step(_apply, CFG, TX)(params, TX.init(params), batch)
     other = precompute_reference(_apply, params, batch, CFG)
     other["forget"]["ref_rows"] = other["forget"]["ref_rows"][::-1]
