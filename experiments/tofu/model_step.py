@@ -108,15 +108,15 @@ def model_step(
     Raises:
         ValueError: a method whose reference would need a second model in memory.
     """
-    reference = None
-    if not asked_once(objective):
-        if not rank:
-            raise ValueError(
-                f"rank: {objective.method!r} asks the reference in every step, which without adapters would"
-                " be a second model in memory: expected at least 1, got 0"
-            )
+    if asked_once(objective):
+        return make_step(make_unlearn_loss(adapted(apply, rank), objective), tx)
+    if not rank:
+        raise ValueError(
+            f"rank: {objective.method!r} asks the reference in every step, which without adapters would be a"
+            " second model in memory: expected at least 1, got 0"
+        )
 
-        def reference(both: Any, *inputs: Array) -> Any:
-            return apply(both["base"], *inputs)
+    def without_adapters(both: Any, *inputs: Array) -> Any:
+        return apply(both["base"], *inputs)
 
-    return make_step(make_unlearn_loss(adapted(apply, rank), objective, reference=reference), tx)
+    return make_step(make_unlearn_loss(adapted(apply, rank), objective, reference=without_adapters), tx)

@@ -88,7 +88,9 @@ def make_unlearn_step(
         updates, opt_state = optimizer.update(gradient, opt_state, params)
         return UnlearnStep(optax.apply_updates(params, updates), opt_state, {"loss": loss, **aux})
 
-    rows = {} if mesh is None else {"in_shardings": (None, None, NamedSharding(mesh, P("data")), None)}
+    rows: dict[str, Any] = {}
+    if mesh is not None:
+        rows["in_shardings"] = (None, None, NamedSharding(mesh, P("data")), None)
     compiled = jax.jit(update, donate_argnums=(0, 1) if donate else (), **rows)
 
     def step(params: Any, opt_state: Any, batch: Batch, ref_params: Any = None) -> UnlearnStep:
