@@ -1,5 +1,6 @@
 """Measurements in a process of their own: the cores that it has, and the memory that a program needs."""
 
+import gc
 import os
 import resource
 import sys
@@ -23,6 +24,20 @@ def test_the_peak_of_a_program_counts():
     assert 47e6 < grown < 60e6
     # What came before is forgotten.
     assert isolated.peak_growth(lambda: kept.append(np.ones(100_000))) < 8e6
+
+
+def test_garbage_does_not_hide_what_a_program_takes():
+    """Arrays in a cycle of references are freed before, and not in the middle of, the measurement."""
+    cycle = [np.ones(5_000_000)]
+    cycle.append(cycle)
+    del cycle
+
+    def program():
+        gc.collect()
+        np.ones(5_000_000).sum()
+
+    grown = isolated.peak_growth(program)
+    assert grown is None or grown > 39e6
 
 
 def test_no_account_of_memory(monkeypatch, tmp_path):
