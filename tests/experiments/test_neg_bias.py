@@ -269,6 +269,7 @@ def test_fine_tuning_on_untold_facts():
         )
 
 
+@pytest.mark.slow
 def test_the_heads_of_a_question_behind_pads(drawn):
     """The scores of padded questions are those of the rows after "no", by the whole attention map."""
     config = TransformerConfig(

@@ -158,7 +158,8 @@ def test_a_method_of_its_own_and_one_among_others():
 
 
 def test_wrong_methods():
-    data = problem(synthetic_gaussian_logistic(jax.random.key(0), n_forget=2, n_retain=3, n_eval=1, width=4))
+    sizes = {"n_forget": 2, "n_retain": 3, "n_eval": 1, "width": 4}
+    data = jax.jit(lambda key: problem(synthetic_gaussian_logistic(key, **sizes)))(jax.random.key(0))
     theta = jnp.zeros(4)
     with pytest.raises(ValueError, match="loss: expected GA, NPO, DPO, KTO or IDK, got 'SGD'"):
         objective(Method("SGD", 0.1), theta, data, theta)

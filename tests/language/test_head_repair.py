@@ -153,6 +153,7 @@ def test_ablation_by_hand():
     assert half.dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 def test_an_ablated_head_of_a_model():
     """As a hook of the attention weights: equal heads change nothing, and only what follows them changes."""
     model = transformer(CONFIG)

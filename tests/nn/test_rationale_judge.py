@@ -14,7 +14,7 @@ from jaxneg.train import make_mesh, shardings
 SEPARATOR = 10
 CONFIG = EncoderDecoderConfig(vocab=12, width=8, heads=2, hidden=8, encoder_layers=1, decoder_layers=1)
 MODEL = rationale_judge(CONFIG, SEPARATOR)
-PARAMS = MODEL.init(jax.random.key(0))
+PARAMS = jax.jit(MODEL.init)(jax.random.key(0))
 apply = jax.jit(MODEL.apply)
 
 
@@ -44,7 +44,7 @@ def test_padding_is_not_read():
     other = np.where(question_mask, question, 3), np.where(mask, rationales, 4)
     np.testing.assert_allclose(apply(PARAMS, other[0], question_mask, other[1], mask), found, rtol=1e-5)
     cut = question_mask.sum(1).max()
-    shorter = MODEL.apply(PARAMS, question[:, :cut], question_mask[:, :cut], rationales, mask)
+    shorter = apply(PARAMS, question[:, :cut], question_mask[:, :cut], rationales, mask)
     np.testing.assert_allclose(shorter, found, rtol=1e-4)
     changed = rationales.copy()
     changed[:, :, 0] = (changed[:, :, 0] + 1) % 10

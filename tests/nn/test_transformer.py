@@ -110,7 +110,8 @@ def test_the_past_does_not_depend_on_the_future(name):
     params = model.init(jax.random.key(0))
     changed = TOKENS.copy()
     changed[:, 4] = (changed[:, 4] + 1) % 16
-    before, after = model.apply(params, TOKENS), model.apply(params, changed)
+    apply = jax.jit(model.apply)
+    before, after = apply(params, TOKENS), apply(params, changed)
     np.testing.assert_allclose(after[:, :4], before[:, :4], atol=1e-6)
     assert (jnp.abs(after[:, 4:] - before[:, 4:]).max((0, 2)) > 1e-4).all()
 
@@ -152,7 +153,7 @@ def test_a_loop_over_the_layers_is_the_layers(remat):
 
 
 def test_the_layers_of_a_loop_start_different():
-    params = transformer(dataclasses.replace(SMALL, scan=True)).init(jax.random.key(0))
+    params = jax.jit(transformer(dataclasses.replace(SMALL, scan=True)).init)(jax.random.key(0))
     first, second = params["blocks"]["attention"]["query"]["kernel"]
     assert float(jnp.abs(first - second).max()) > 0.01
 
@@ -160,10 +161,12 @@ def test_the_layers_of_a_loop_start_different():
 def test_bfloat16_is_close():
     model = transformer(SMALL)
     half = transformer(dataclasses.replace(SMALL, dtype=jnp.bfloat16))
-    params = model.init(jax.random.key(0))
-    logits = half.apply(params, TOKENS)
+    params = jax.jit(model.init)(jax.random.key(0))
+    logits = jax.jit(half.apply)(params, TOKENS)
     assert logits.dtype == jnp.bfloat16
-    np.testing.assert_allclose(np.asarray(logits, np.float32), model.apply(params, TOKENS), atol=0.02)
+    np.testing.assert_allclose(
+        np.asarray(logits, np.float32), jax.jit(model.apply)(params, TOKENS), atol=0.02
+    )
 
 
 def test_llama_has_its_number_of_parameters():
@@ -181,7 +184,7 @@ def next_token_loss(model):
     return loss_fn
 
 
-@pytest.mark.parametrize("explicit", [False, True])
+@pytest.mark.parametrize("explicit", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize(
     "name", ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt", "scanned"))]
 )

@@ -99,6 +99,7 @@ def test_learned_positions_are_those_given():
     assert np.isfinite(beyond[::2]).all()
 
 
+@pytest.mark.slow
 def test_padding_gets_no_gradient():
     params, _ = built("llama")
     apply = transformer(LLAMA).apply

@@ -84,13 +84,14 @@ def test_the_reference_as_a_function_of_what_is_trained(batch, expected):
         step(both, tx.init(both), batch, both)
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("kind", [pytest.param(AxisType.Auto, marks=pytest.mark.slow), AxisType.Explicit])
 def test_sharded_equals_unsharded(kind, batch, expected):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
     step = make_unlearn_step(_apply, CFG, TX, mesh)
     _same(step(_params(0), TX.init(_params(0)), batch, _params(1)), expected)
 
 
+@pytest.mark.slow
 def test_steps_forget(batch):
     """Donated arguments are gone; NPO's weight falls from 1."""
     step, params = make_unlearn_step(_apply, CFG, TX, donate=True), _params(1)
