@@ -45,8 +45,7 @@ def peak_growth(program: Callable[[], Any]) -> int | None:
 
     What was freed before is given back to the system first, arrays in cycles of references too, and the
     kernel forgets the peak until then, so that the growth is all the program's own. What it keeps counts;
-    keep_freed_memory(keep=False)
-    gc.collect()  # what a collection in the middle of the program freed would hide what the program takes
+    threads' stacks and caches do too. From then on the process gives back what it frees.
 
     Args:
         program: called without arguments, once; it should be compiled and warm, and wait for its results.

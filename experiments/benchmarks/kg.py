@@ -473,7 +473,14 @@ def kmeans_compared(repeats: int, rows: int = 8632, width: int = 64, clusters: i
         return program(device_rows, start)
 
     def theirs() -> Any:
-        return KMeans(clusters, init=start, n_init=1, max_iter=100, tol=0, algorithm="lloyd").fit(X)
+        settings: dict[str, Any] = {
+            "init": start,
+            "n_init": 1,
+            "max_iter": 100,
+            "tol": 0,
+            "algorithm": "lloyd",
+        }
+        return KMeans(clusters, **settings).fit(X)
 
     (_, inertia), fitted = ours(), theirs()
     # Rounding decides ties, after which the paths part: close, not equal.

@@ -8,6 +8,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy import sparse
@@ -83,9 +84,9 @@ def hashing_tfidf_svd(texts: Sequence[str], dim: int = 256) -> np.ndarray:
     at_least("number of texts", len(texts), 1)
     matrix = hashing_tfidf(texts)
     rank = min(dim, len(texts))
-    left: np.ndarray
     if rank < min(len(texts), BUCKETS):
-        left, singular, _ = svds(matrix, k=rank, v0=np.ones(min(len(texts), BUCKETS)), solver="arpack")
+        found: Any = svds(matrix, k=rank, v0=np.ones(min(len(texts), BUCKETS)), solver="arpack")
+        left, singular, _ = found
     else:  # ARPACK finds fewer directions than there are rows
         values, left = np.linalg.eigh((matrix @ matrix.T).toarray())
         singular = np.sqrt(np.maximum(values, 0))
