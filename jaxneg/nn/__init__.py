@@ -29,8 +29,10 @@ from jaxneg.nn.encoder_decoder import (
 )
 from jaxneg.nn.iresnet import iresnet
 from jaxneg.nn.mlp import MLP_RULES, mlp
+from jaxneg.nn.mlp_mixer import mlp_mixer
+from jaxneg.nn.multi_head_projector import multi_head_predictor, multi_head_projector
 from jaxneg.nn.rationale_judge import RationaleJudge, rationale_judge
-from jaxneg.nn.resnet import resnet, resnet_from_torch
+from jaxneg.nn.resnet import resnet, resnet_cifar, resnet_from_torch
 from jaxneg.nn.transformer import (
     LLAMA_3_2_1B,
     TRANSFORMER_RULES,
@@ -92,8 +94,12 @@ __all__ = [
     "log_probability_head",
     "mean_statistics",
     "mlp",
+    "mlp_mixer",
+    "multi_head_predictor",
+    "multi_head_projector",
     "rationale_judge",
     "resnet",
+    "resnet_cifar",
     "resnet_from_torch",
     "timestep_embedding",
     "transformer",

@@ -48,11 +48,14 @@ class BatchNorm(nnx.Module):
       features: Size of the last axis.
       epsilon: Added to the variance.
       scale: Initial scale.
+      affine: Whether there are a scale and a bias.
     """
 
-    def __init__(self, features: int, *, epsilon: float = 1e-5, scale: float = 1.0):
-        self.scale = nnx.Param(jnp.full(features, scale))
-        self.bias = nnx.Param(jnp.zeros(features))
+    def __init__(self, features: int, *, epsilon: float = 1e-5, scale: float = 1.0, affine: bool = True):
+        self.affine = affine
+        if affine:
+            self.scale = nnx.Param(jnp.full(features, scale))
+            self.bias = nnx.Param(jnp.zeros(features))
         self.mean = nnx.BatchStat(jnp.zeros(features))
         self.variance = nnx.BatchStat(jnp.ones(features))
         self.epsilon = epsilon
@@ -65,8 +68,10 @@ class BatchNorm(nnx.Module):
             axes = tuple(range(x.ndim - 1))
             self.mean.set_value(y.mean(axes))
             self.variance.set_value(y.var(axes))
-        factor = self.scale[...] * jax.lax.rsqrt(self.variance[...] + self.epsilon)
-        return ((y - self.mean[...]) * factor + self.bias[...]).astype(x.dtype)
+        factor = jax.lax.rsqrt(self.variance[...] + self.epsilon)
+        if not self.affine:
+            return ((y - self.mean[...]) * factor).astype(x.dtype)
+        return ((y - self.mean[...]) * (self.scale[...] * factor) + self.bias[...]).astype(x.dtype)
 
 
 def mean_statistics(statistics: Sequence[Stats]) -> Stats:

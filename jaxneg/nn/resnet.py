@@ -201,6 +201,59 @@ def resnet(
       >>> jax.eval_shape(model.apply, model.init(jax.random.key(0)), jnp.ones((2, 64, 96, 3))).shape
       (2, 2, 3, 32)
     """
+    return _bridged(ResNet, depth, output_stride, width, small_images, zero_init, dtype)
+
+
+class PooledResNet(ResNet):
+    """The module behind :func:`resnet_cifar`."""
+
+    def __call__(self, x: Float[Array, "batch height width 3"]) -> Float[Array, "batch features"]:
+        """The mean of the last features over the image."""
+        return super().__call__(x).mean((1, 2))
+
+
+def resnet_cifar(
+    depth: int, *, width: int = 64, zero_init: bool = False, dtype: DTypeLike | None = None
+) -> NormalisedModel:
+    """A residual network for images of 32 x 32, up to its pooled features: what self-supervision trains.
+
+    ``h = mean over the image of the last features``, after a 3x3 convolution without pooling at the beginning
+
+    Args:
+      depth: As in :func:`resnet`.
+      width: As in :func:`resnet`.
+      zero_init: As in :func:`resnet`.
+      dtype: As in :func:`resnet`.
+
+    Returns:
+      ``apply(params, x [batch, height, width, 3])`` gives ``[batch, features]``, at width 64 512 features, or
+      2048 at depth 50. Parameters are those of :func:`resnet` with ``small_images``.
+
+    Raises:
+      ValueError: As in :func:`resnet`.
+
+    Source:
+      Chen et al. 2020, arXiv:2002.05709, Appendix B.9.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from jaxneg.nn import resnet_cifar
+      >>> model = resnet_cifar(18, width=4)
+      >>> jax.eval_shape(model.apply, model.init(jax.random.key(0)), jnp.ones((2, 32, 32, 3))).shape
+      (2, 32)
+    """
+    return _bridged(PooledResNet, depth, 32, width, True, zero_init, dtype)
+
+
+def _bridged(
+    kind: type[ResNet],
+    depth: int,
+    output_stride: int,
+    width: int,
+    small_images: bool,
+    zero_init: bool,
+    dtype: DTypeLike | None,
+) -> NormalisedModel:
     for name, value, allowed in (
         ("depth", depth, tuple(BLOCKS)),
         ("output_stride", output_stride, (8, 16, 32)),
@@ -210,7 +263,7 @@ def resnet(
     if width < 1:
         raise ValueError(f"width: expected at least 1, got {width}")
     return bridge_normalised(
-        lambda rngs: ResNet(depth, output_stride, width, small_images, zero_init, dtype, rngs)
+        lambda rngs: kind(depth, output_stride, width, small_images, zero_init, dtype, rngs)
     )
 
 
