@@ -54,8 +54,8 @@ class Config:
     seeds: int = 3
     """Runs of each method, with weights, order and augmentations of their own."""
     source: str = "auto"
-    """auto (the reduced CIFAR-10 if it is there, else digits), digits, cifar10:PATH or cifar100:PATH (folder of
-    the binary version), folder:PATH (with train and test), or tfds:NAME."""
+    """auto (the reduced CIFAR-10 if it is there, else digits), digits, cifar10:PATH or cifar100:PATH (folder
+    of the binary version), folder:PATH (with train and test), or tfds:NAME."""
     images: int = 4000
     """Training images, evenly of all classes; at most what there is."""
     base: Base = "simclr"
@@ -212,8 +212,6 @@ def run(config: Config, run_dir: RunDir) -> Outcome:
     controlled = run_dir.stage(
         "controlled", lambda: compare(config.seed, config.controlled_seeds, config.controlled_steps)
     )
-    for arm in results[MANY].values():
-        arm["curve_step"] = np.asarray(arm["curve_step"])
     chosen = results[MANY][amcl_name(config.heads, CLAIMED_TAU_MIN)]
     for index, step in enumerate(chosen["curve_step"][0]):
         values = {n: chosen[f"curve_{n}"][:, index].mean() for n in ("loss", "tau_pos_mean", "tau_neg_mean")}
@@ -315,8 +313,8 @@ def _notes(
         " the paper's gains are those of whole data sets and 200 to 1000 epochs, with a ResNet.",
         *(
             f"With augmentations {letters!r} the base method is best at temperature {temperature:g}"
-            f" (linear {100 * results[letters][base_name(temperature)]['linear'].mean():.1f} %): it is compared"
-            " at the temperature of its best mean, AMCL at a range that was settled before."
+            f" (linear {100 * results[letters][base_name(temperature)]['linear'].mean():.1f} %): it is"
+            " compared at the temperature of its best mean, AMCL at a range that was settled before."
             for letters, temperature in best.items()
         ),
     ]
@@ -329,7 +327,7 @@ def _notes(
         share = many[OFFICIAL]["curve_tau_pos_at_lower_bound"][:, -1].mean()
         loss = many[OFFICIAL]["curve_loss"]
         notes.append(
-            f"At the official defaults (temperatures from 1e-5, the 100 nearest negatives, beta 1e-4) the loss"
+            "At the official defaults (temperatures from 1e-5, the 100 nearest negatives, beta 1e-4) the loss"
             f" falls from {loss[:, 0].mean():.3g} to {loss[:, -1].mean():.3g}, and {100 * share:.0f} % of the"
             " positives end at the lower bound: the objective is not bounded but by it."
         )

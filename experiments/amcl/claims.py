@@ -66,7 +66,7 @@ CLAIMS: tuple[Claim, ...] = (
         "Positives that look unlike get a high temperature, like ones a low one.",
         f"{PAPER}, Section 3",
         "qualitative only",
-        f"{_VIEWS}: Spearman's correlation of the positives' temperature and similarity, AMCL, mean of the heads",
+        f"{_VIEWS}: Spearman's correlation of the positives' temperature and similarity, AMCL",
         AtMost(-0.1),
     ),
     Claim(

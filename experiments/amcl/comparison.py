@@ -202,7 +202,7 @@ def _encoder_programs(config: StepConfig) -> tuple[Any, Any]:
         return found.mean((1, 2)) if found.ndim == 4 else found
 
     if config.encoder == "mixer":
-        return jax.jit(lambda params, stats, x: pooled(network.model.apply(params, prepared(x)))), None
+        return jax.jit(lambda params, _, x: network.model.apply(params, prepared(x))), None
     statistics = jax.jit(lambda params, x: network.model.statistics(params, prepared(x)))
     evaluate = jax.jit(lambda params, stats, x: pooled(network.model.evaluate(params, stats, prepared(x))))
     return evaluate, statistics
@@ -246,9 +246,9 @@ def pair_measurements(config: StepConfig, state: AMCLState, images: np.ndarray) 
 
     Returns:
         ``auc``, ``overlap``, ``below_half`` of the similarities' means over the heads; their histograms
-        ``pos_sim`` and ``neg_sim``; of adaptive temperatures the histograms ``pos_tau`` and ``neg_tau``, their
-        least and mean values, and ``spearman``, the rank correlation of the positives' temperatures with their
-        similarities, over all heads.
+        ``pos_sim`` and ``neg_sim``; of adaptive temperatures the histograms ``pos_tau`` and ``neg_tau``,
+        their least and mean values, and ``spearman``, the rank correlation of the positives' temperatures
+        with their similarities, mean over the heads.
     """
     from scipy.stats import spearmanr
 

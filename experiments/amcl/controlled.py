@@ -1,10 +1,10 @@
 """Views made with one to four kinds of nuisance, so that one similarity cannot serve all pairs.
 
 An example has a class y of ten and a content ``u = prototype_y + 0.5 e`` in 16 dimensions (prototypes and e
-standard normal); it is seen as ``x = tanh(M u)`` in 64 dimensions, M normal over sqrt(16). A view applies each
-of its kinds with probability 0.8, in this order: noise (0.5 e added), occlusion (a block of half the
-dimensions, beginning anywhere and wrapping, set to 0), gain (times ``exp(0.5 e)`` plus ``0.5 e``, numbers of the
-view), rotation (fixed random pairs of dimensions by an angle of the view, even from -pi / 2 to pi / 2).
+standard normal); it is seen as ``x = tanh(M u)`` in 64 dimensions, M normal over sqrt(16). A view applies
+each of its kinds with probability 0.8, in this order: noise (0.5 e added), occlusion (a block of half the
+dimensions, beginning anywhere and wrapping, set to 0), gain (times ``exp(0.5 e)`` plus ``0.5 e``, numbers of
+the view), rotation (fixed random pairs of dimensions by an angle of the view, even from -pi / 2 to pi / 2).
 """
 
 from functools import partial

@@ -132,5 +132,6 @@ def draw_controlled(run_dir: RunDir, controlled: dict[str, np.ndarray]) -> None:
     run_dir.figure(
         "controlled_views",
         figure,
-        "Controlled views: accuracy against the number of kinds of nuisance, mean over seeds with 95 % interval.",
+        "Controlled views: accuracy against the number of kinds of nuisance; mean over seeds with 95 %"
+        " interval.",
     )

@@ -5,6 +5,7 @@ Wang et al. 2024, arXiv:2310.05615, Section 3; the heads of SimCLR (arXiv:2002.0
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +57,7 @@ class HeadStack(nnx.Module):
         dtype: DTypeLike | None,
         rngs: nnx.Rngs,
     ):
-        pairs = list(zip(sizes, sizes[1:], strict=False))
+        pairs = list(pairwise(sizes))
         self.layers = nnx.List([HeadLinear(n, m, heads, dtype, rngs) for n, m in pairs])
         last = len(pairs) - 1
         self.norms = nnx.List(
@@ -88,8 +89,8 @@ def multi_head_projector(
 ) -> NormalisedModel:
     """Projection heads with weights of their own, all fed the encoder's features.
 
-    ``z_c = relu(h A_c + a_c) B_c + b_c``; with ``norm`` three layers, batch normalisation after each, the last
-    without scale and bias
+    ``z_c = relu(h A_c + a_c) B_c + b_c``; with ``norm`` three layers, batch normalisation after each, the
+    last without scale and bias
 
     Args:
       features: Features of the encoder.

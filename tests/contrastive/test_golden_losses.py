@@ -1,5 +1,7 @@
 """Every golden vector of AMCL: losses, temperatures, baselines, queue, classifier, separation."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,7 +44,9 @@ def test_omega(golden):
     for row, dim in enumerate(golden["dims"]):
         own = lambda t, d=int(dim): contrastive.omega(t, d)  # noqa: E731
         np.testing.assert_allclose(own(tau), golden["omega"][row], rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(jax.vmap(jax.grad(own))(tau), golden["grad"][row], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+            jax.jit(jax.vmap(jax.grad(own)))(tau), golden["grad"][row], rtol=1e-5, atol=1e-5
+        )
         # The minimiser; the temperature net's own range has it inside.
         np.testing.assert_allclose(golden["tau_star"][row], 2 / dim, rtol=1e-12)
         np.testing.assert_allclose(jax.grad(own)(f32(golden["tau_star"][row])), 0, atol=1e-5 * dim**2)
@@ -57,10 +61,10 @@ def test_temperature(golden):
         return contrastive.score_to_temperature(score, **bounds), score
 
     arguments = f32(golden["z1"]), f32(golden["z2"]), phi_of(golden)
-    tau, score = temperatures(*arguments)
+    tau, score = jax.jit(temperatures)(*arguments)
     np.testing.assert_allclose(score, golden["score"], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(tau, golden["tau"], rtol=1e-5, atol=1e-7)
-    gradients = jax.grad(lambda *a: temperatures(*a)[0].sum(), (0, 1, 2))(*arguments)
+    gradients = jax.jit(jax.grad(lambda *a: temperatures(*a)[0].sum(), (0, 1, 2)))(*arguments)
     check_gradients(golden, ("z1", "z2"), gradients)
     extreme = contrastive.score_to_temperature(f32(golden["extreme_score"]), **bounds)
     np.testing.assert_allclose(extreme, golden["extreme_tau"], rtol=1e-5, atol=1e-7)
@@ -73,12 +77,12 @@ def test_amcl_nt_xent(golden):
     given = settings(golden, "topk")
     arguments = f32(golden["z1"]), f32(golden["z2"]), phi_of(golden)
     for name, negatives in FORMS.items():
-        loss, aux = contrastive.amcl_nt_xent_loss(*arguments, negatives=negatives, **given)
+        own = partial(contrastive.amcl_nt_xent_loss, negatives=negatives, **given)
+        loss, aux = jax.jit(own)(*arguments)
         np.testing.assert_allclose(loss.mean(), golden[name], **VALUES, err_msg=name)
         np.testing.assert_allclose(aux["head_losses"].sum(), golden[name], rtol=1e-4, err_msg=name)
-    gradients = jax.grad(lambda *a: contrastive.amcl_nt_xent_loss(*a, **given)[0].mean(), (0, 1, 2))(
-        *arguments
-    )
+    topk = jax.grad(lambda *a: contrastive.amcl_nt_xent_loss(*a, **given)[0].mean(), (0, 1, 2))
+    gradients = jax.jit(topk)(*arguments)
     check_gradients(golden, ("z1", "z2"), gradients)
 
 
@@ -91,8 +95,8 @@ def test_amcl_moco(golden):
         return contrastive.amcl_moco_loss(q, k, queue, phi, **given)[0].mean()
 
     phi = phi_of(golden)
-    np.testing.assert_allclose(loss(q, k, queue, phi), golden["loss"], **VALUES)
-    of_q, of_k, of_queue, of_phi = jax.grad(loss, (0, 1, 2, 3))(q, k, queue, phi)
+    np.testing.assert_allclose(jax.jit(loss)(q, k, queue, phi), golden["loss"], **VALUES)
+    of_q, of_k, of_queue, of_phi = jax.jit(jax.grad(loss, (0, 1, 2, 3)))(q, k, queue, phi)
     check_gradients(golden, ("q",), (of_q, of_phi))
     assert not of_k.any()
     assert not of_queue.any()
@@ -106,8 +110,8 @@ def test_amcl_simsiam(golden):
     def loss(*arguments):
         return contrastive.amcl_simsiam_loss(*arguments, **given)[0].mean()
 
-    np.testing.assert_allclose(loss(*arguments), golden["loss"], **VALUES)
-    p1, z2, p2, z1, phi = jax.grad(loss, tuple(range(5)))(*arguments)
+    np.testing.assert_allclose(jax.jit(loss)(*arguments), golden["loss"], **VALUES)
+    p1, z2, p2, z1, phi = jax.jit(jax.grad(loss, tuple(range(5))))(*arguments)
     check_gradients(golden, ("p1", "p2"), (p1, p2, phi))
     assert not z1.any()
     assert not z2.any()
@@ -121,8 +125,8 @@ def test_amcl_barlow_twins(golden):
     def loss(*arguments):
         return contrastive.amcl_barlow_twins_loss(*arguments, **given)[0]
 
-    np.testing.assert_allclose(loss(*arguments), golden["loss"], rtol=1e-4)
-    check_gradients(golden, ("z1", "z2"), jax.grad(loss, (0, 1, 2))(*arguments))
+    np.testing.assert_allclose(jax.jit(loss)(*arguments), golden["loss"], rtol=1e-4)
+    check_gradients(golden, ("z1", "z2"), jax.jit(jax.grad(loss, (0, 1, 2)))(*arguments))
 
 
 def baseline(name, golden):
@@ -154,7 +158,7 @@ def test_baselines(golden):
     assert names
     z1, z2 = f32(golden["z1"]), f32(golden["z2"])
     for name in names:
-        loss, gradients = jax.value_and_grad(baseline(name, golden), (0, 1))(z1, z2)
+        loss, gradients = jax.jit(jax.value_and_grad(baseline(name, golden), (0, 1)))(z1, z2)
         np.testing.assert_allclose(loss, golden[name], **VALUES, err_msg=name)
         for number, gradient in enumerate(gradients, 1):
             expected = golden[f"{name}_g{number}"]
