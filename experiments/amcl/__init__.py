@@ -74,7 +74,7 @@ class Config:
     """Images in a step."""
     encoder: Encoder = "mixer"
     """A small MLP-Mixer, which a CPU trains fast, or a residual network."""
-    width: int = 64
+    width: int = 48
     """Of the encoder's first features."""
     size: int = 16
     """Side of the views in pixels."""
@@ -170,6 +170,7 @@ PRESETS: dict[str, Config] = {
         epochs=1000,
         batch=512,
         encoder="resnet18-cifar",
+        width=64,
         size=32,
         hidden=512,
         outputs=128,

@@ -100,13 +100,13 @@ def _step_program(config: StepConfig) -> Any:
     return jax.jit(make_amcl_train_step(config))
 
 
-@partial(jax.jit, static_argnames=("letters", "size"))
-def _views(key: Array, images: Array, *, letters: str, size: int) -> tuple[Array, Array]:
+_view = jax.jit(contrastive.augment_batch, static_argnames=("letters", "size"))
+
+
+def _views(key: Array, images: np.ndarray, config: StepConfig) -> tuple[Array, Array]:
     first, second = jax.random.split(key)
-    return (
-        contrastive.augment_batch(first, images, letters, size=size),
-        contrastive.augment_batch(second, images, letters, size=size),
-    )
+    options = {"letters": config.letters, "size": config.size}
+    return _view(first, images, **options), _view(second, images, **options)
 
 
 def _common(config: StepConfig) -> StepConfig:
@@ -129,9 +129,7 @@ def batches(config: StepConfig, images: np.ndarray, seed: int) -> Iterator[dict[
     while True:
         order = rng.permutation(len(images))
         for rows in np.split(order[: len(order) // config.batch * config.batch], len(order) // config.batch):
-            first, second = _views(
-                jax.random.fold_in(key, number), images[rows], letters=config.letters, size=config.size
-            )
+            first, second = _views(jax.random.fold_in(key, number), images[rows], config)
             number += 1
             yield {
                 "first": first,
@@ -252,7 +250,7 @@ def pair_measurements(config: StepConfig, state: AMCLState, images: np.ndarray) 
     """
     from scipy.stats import spearmanr
 
-    first, second = _views(jax.random.key(2**20), images, letters=config.letters, size=config.size)
+    first, second = _views(jax.random.key(2**20), images, config)
     sim, tau = _pair_program(_common(config))(state.params, first, second, jnp.asarray(config.tau_min))
     same = np.eye(len(images), dtype=bool)
     sim, tau = np.asarray(sim), np.asarray(tau)

@@ -220,11 +220,13 @@ def make_amcl_train_step(
     network, tx = network_of(config), optimizer_of(config)
 
     def loss_fn(params: Any, batch: dict[str, Array], target: Any, queue: Any):
-        z, p = [], []
-        for view in (batch["first"], batch["second"]):
-            z.append(network.project(params["heads"], network.encode(params["encoder"], view)))
-            if network.predict is not None:
-                p.append(network.predict(params["predictor"], z[-1]))
+        views = batch["first"], batch["second"]
+        if config.encoder == "mixer":  # no statistics of a batch: both views at once
+            features = jnp.split(network.encode(params["encoder"], jnp.concatenate(views)), 2)
+        else:
+            features = [network.encode(params["encoder"], view) for view in views]
+        z = [network.project(params["heads"], h) for h in features]
+        p = [] if network.predict is None else [network.predict(params["predictor"], x) for x in z]
         keys = None
         if config.base == "moco":
             keys = network.project(target["heads"], network.encode(target["encoder"], batch["second"]))

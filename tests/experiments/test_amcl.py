@@ -82,7 +82,7 @@ def test_folders_of_images(tmp_path):
 
 def test_tfds_is_asked_for_only_when_it_is_named(monkeypatch):
     monkeypatch.setitem(importlib.sys.modules, "tensorflow_datasets", None)
-    with pytest.raises(ImportError, match="'cifar10' of TFDS needs tensorflow-datasets .* pip install"):
+    with pytest.raises(ImportError, match=r"'cifar10' of TFDS needs tensorflow-datasets .* pip install"):
         sources.load_images("tfds:cifar10", 32, sources.Path())
 
 
@@ -195,7 +195,7 @@ def test_wrong_configs(change, message):
 
 
 def test_wrong_steps():
-    with pytest.raises(ValueError, match="tau_min: expected above 0 and below tau_max = 0.1, got 0.5"):
+    with pytest.raises(ValueError, match=r"tau_min: expected above 0 and below tau_max = 0.1, got 0.5"):
         StepConfig(tau_min=0.5, tau_max=0.1)
     with pytest.raises(ValueError, match="batch: expected at least 2 images, each other's negatives, got 1"):
         StepConfig(batch=1)
