@@ -310,6 +310,11 @@ def _compared(
     arguments = (z, p, keys, columns, phi, low, fixed)
     if mesh is None:
         return own(*arguments)
+    if config.base == "moco" and config.queue % mesh.shape["data"]:
+        raise ValueError(
+            f"queue: expected a multiple of the {mesh.shape['data']} devices of the axis 'data', got"
+            f" {config.queue}"
+        )
     of_losses = {"simclr": P(None, "data"), "barlow_twins": P()}
     return jax.shard_map(
         partial(own, axis_name="data"),

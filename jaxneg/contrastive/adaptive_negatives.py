@@ -152,7 +152,9 @@ def _largest(sim: Array, negative: Array, count: int) -> Array:
     if count == 1:
         last = jnp.max(sim, -1, keepdims=True)
     else:
-        last = jax.lax.top_k(sim, min(count, sim.shape[-1]))[0][..., -1:]
+        # A matrix: XLA has a fast program for it on a CPU, and sorts arrays of more axes.
+        rows = sim.reshape(-1, sim.shape[-1])
+        last = jax.lax.top_k(rows, min(count, rows.shape[1]))[0][:, -1].reshape(*sim.shape[:-1], 1)
     above, tied = sim > last, (sim == last) & negative
     left = count - jnp.sum(above, -1, keepdims=True)
     share = jnp.minimum(1.0, left / jnp.maximum(jnp.sum(tied, -1, keepdims=True), 1))

@@ -5,8 +5,11 @@ L. Wang et al. 2024, arXiv:2310.05615, Equations 1.2 and 5. The order of a step:
 `queue_enqueue`. The objective has no lower bound of its own, as in `jaxneg.contrastive.amcl_nt_xent`.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
@@ -21,7 +24,7 @@ from jaxneg.contrastive.adaptive_negatives import (
 )
 from jaxneg.contrastive.arguments import alike, check_range, floating
 from jaxneg.contrastive.cosine import normalised
-from jaxneg.contrastive.shards import AxisName, gathered, over_blocks
+from jaxneg.contrastive.shards import AxisName, explicit_axis, gathered, on_shards, over_blocks
 from jaxneg.contrastive.temperature import TemperatureNet, temperature_features
 
 
@@ -78,14 +81,46 @@ def amcl_moco_loss(
     """
     q, k = alike("batch heads dim", q=q, k=k)
     queue = floating("queue", queue)
-    rule = checked_rule(Rule(beta, tau_min, tau_max, topk, negatives))
+    checked_rule(Rule(beta, tau_min, tau_max, topk, negatives))
     check_range(tau_min, tau_max)
     if queue.ndim != 3 or queue.shape[:2] != q.shape[1:] or queue.shape[2] == 0:
         raise ValueError(
             f"queue: expected [{q.shape[1]}, {q.shape[2]}, size] with at least one key, got {queue.shape}"
         )
-    q, k = normalised(q), jax.lax.stop_gradient(normalised(k))
     columns = jax.lax.stop_gradient(jnp.transpose(gathered(queue, axis_name, 2), (2, 0, 1)))
+    if axis_name is None and explicit_axis(q):
+        own = partial(_against_columns, beta=beta, topk=topk, negatives=negatives, block_size=block_size)
+        return on_shards(own, (q, k), columns, phi, (tau_min, tau_max), out_specs=(P("batch"), P()))
+    return _against_columns(
+        q,
+        k,
+        columns,
+        phi,
+        (tau_min, tau_max),
+        beta=beta,
+        topk=topk,
+        negatives=negatives,
+        block_size=block_size,
+        axis_name=axis_name,
+    )
+
+
+def _against_columns(
+    q: Array,
+    k: Array,
+    columns: Float[Array, "size heads dim"],
+    phi: TemperatureNet,
+    bounds: tuple[ArrayLike, ArrayLike],
+    *,
+    beta: float,
+    topk: int,
+    negatives: Negatives,
+    block_size: int | None,
+    axis_name: AxisName,
+) -> tuple[Float[Array, " batch"], Aux]:
+    """The loss with all keys of the queue at hand."""
+    rule = Rule(beta, *bounds, topk, negatives)
+    q, k = normalised(q), jax.lax.stop_gradient(normalised(k))
     queries, keys, candidates = (Vectors(z, temperature_features(phi, z)) for z in (q, k, columns))
 
     def of_block(rows: tuple[Vectors, Vectors]):

@@ -6,7 +6,6 @@ Equation 1 and Algorithm 1; X. Chen et al. 2020, arXiv:2003.04297 (v2: temperatu
 (v3).
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -252,7 +251,7 @@ def moco_v3_loss(
     q, k = alike("batch dim", q=q, k=k)
     check_positive(temperature=temperature)
     if axis_name is None and explicit_axis(q):
-        return on_shards(partial(moco_v3_loss), (q, k), temperature, out_specs=P("batch"))
+        return on_shards(moco_v3_loss, (q, k), temperature, out_specs=P("batch"))
     check_negatives("q", len(q) * shards(axis_name))
     q, k = normalised(q), jax.lax.stop_gradient(normalised(k))
     logits = q @ gathered(k, axis_name).T / temperature

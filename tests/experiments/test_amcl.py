@@ -127,6 +127,17 @@ def test_a_step_of_every_base_method(base, adaptive):
         assert jax.tree.structure(online) == jax.tree.structure(target)
 
 
+def test_a_queue_that_the_devices_do_not_divide():
+    config = replace(TINY, base="moco", queue=12)
+    state = jax.eval_shape(lambda key: init_amcl_state(config, key), jax.random.key(0))
+    batch = {"images": jax.ShapeDtypeStruct(IMAGES.shape, np.uint8)}
+    sharded = shard_step(make_amcl_train_step(config), make_mesh({"data": -1}), state, batch, fsdp=None)
+    with pytest.raises(
+        ValueError, match="queue: expected a multiple of the 8 devices of the axis 'data', got 12"
+    ):
+        sharded.trace(state, batch)
+
+
 def test_arms_share_what_is_compared():
     found = arms(replace(TINY, letters="a"), (0.1, 0.5), (0.01, 0.1))
     assert len({arm.name for arm in found}) == len(found) == 6

@@ -9,8 +9,17 @@ from experiments.benchmarks import contrastive as benchmark
 from jaxneg.contrastive import amcl_nt_xent_loss
 
 SIZES = benchmark.Sizes(
-    batch=8, dim=6, wide=5, amcl_batch=6, heads=2, step_batch=8, step_size=8, step_width=2, images=4, image_size=8
-)  # fmt: skip
+    batch=8,
+    dim=6,
+    wide=5,
+    amcl_batch=6,
+    heads=2,
+    step_batch=8,
+    step_size=8,
+    step_width=2,
+    images=4,
+    image_size=8,
+)
 
 
 def test_absent_peers_are_named(monkeypatch):

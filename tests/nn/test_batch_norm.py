@@ -124,3 +124,11 @@ class Noisy(nnx.Module):
 def test_module_with_other_state():
     with pytest.raises(TypeError, match=r"holds nnx.Param and nnx.BatchStat only, got also"):
         bridge_normalised(Noisy)
+
+
+def test_without_scale_and_bias():
+    model = bridge_normalised(lambda rngs: BatchNorm(3, affine=False))
+    params = model.init(jax.random.key(0))
+    assert params == {}
+    plain = {"scale": jnp.ones(3), "bias": jnp.zeros(3)}
+    np.testing.assert_allclose(model.apply(params, X), NORM.apply(plain, X), rtol=1e-5, atol=1e-5)
