@@ -155,13 +155,13 @@ def train_and_judge(arm: Arm, data: ImageData, seed: int, log_every: int) -> dic
     config = arm.step
     fitted = fit(
         _step_program(_common(config)),
-        init_amcl_state(config, jax.random.key(seed)),
+        init_amcl_state(config, jax.random.key(seed)),  # pyright: ignore[reportArgumentType]
         batches(config, data.train.x, seed),
         steps=config.steps,
         log_every=log_every,
         progress=False,
     )
-    state = fitted.state
+    state: Any = fitted.state
     train, test = (_features(config, state, part.x) for part in (data.train, data.test))
     nearest = _knn(test, train, jnp.asarray(data.train.y), classes=data.classes)
     probe = _probe(jax.random.key(seed), train, jnp.asarray(data.train.y), classes=data.classes)
@@ -171,7 +171,7 @@ def train_and_judge(arm: Arm, data: ImageData, seed: int, log_every: int) -> dic
         if name in fitted.history[-1]
     }
     return {
-        "knn": np.mean(np.asarray(nearest) == data.test.y),
+        "knn": np.asarray(np.mean(np.asarray(nearest) == data.test.y)),
         "linear": np.asarray(probe.accuracy(test, jnp.asarray(data.test.y))),
         **pair_measurements(config, state, data.test.x[:: max(1, len(data.test.x) // PAIRS)][:PAIRS]),
         **{f"curve_{name}": values for name, values in curves.items()},
@@ -267,7 +267,7 @@ def pair_measurements(config: StepConfig, state: AMCLState, images: np.ndarray) 
             result[f"{name}_tau"] = np.histogram(values, edges)[0] / values.size
             result[f"{name}_tau_mean"] = values.mean()
             result[f"{name}_tau_least"] = values.min()
-        by_head = [spearmanr(t[same], s[same]).statistic for t, s in zip(tau, sim, strict=True)]
+        by_head = [spearmanr(t[same], s[same])[0] for t, s in zip(tau, sim, strict=True)]
         # Where all temperatures of a head are equal there is no order, and no correlation.
-        result["spearman"] = np.mean(np.nan_to_num(by_head))
+        result["spearman"] = np.asarray(np.mean(np.nan_to_num(by_head)))  # pyright: ignore
     return result

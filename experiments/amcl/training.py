@@ -290,7 +290,7 @@ def _compared(
         bounds = {**given, "tau_min": low, **on}
         if config.base == "simclr":
             if config.adaptive:
-                return contrastive.amcl_nt_xent_loss(*z, phi, **bounds, **choice)
+                return contrastive.amcl_nt_xent_loss(z[0], z[1], phi, **bounds, **choice)
             return heads(partial(contrastive.nt_xent_loss, temperature=fixed, **on), *z), {}
         if config.base == "moco":
             if config.adaptive:
@@ -303,7 +303,7 @@ def _compared(
                 return contrastive.amcl_simsiam_loss(p[0], z[1], p[1], z[0], phi, **bounds)
             return heads(contrastive.simsiam_loss, p[0], z[1], p[1], z[0]), {}
         if config.adaptive:
-            return contrastive.amcl_barlow_twins_loss(*z, phi, lambd=config.lambd, **bounds)
+            return contrastive.amcl_barlow_twins_loss(z[0], z[1], phi, lambd=config.lambd, **bounds)
         return heads(partial(contrastive.barlow_twins_loss, lambd=config.lambd, **on), *z), {}
 
     columns = queue.queue if config.base == "moco" else ()

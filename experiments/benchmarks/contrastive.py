@@ -31,6 +31,7 @@ from experiments.bench import machine_peaks, paired_ratio, roofline_seconds
 from experiments.isolated import available_cores, in_a_process
 from experiments.peers import require_same_step, torch_for
 from jaxneg import contrastive
+from jaxneg.contrastive.augment import MEAN, STD
 from jaxneg.nn import multi_head_projector, resnet_cifar
 
 PAIR_SECONDS = 20.0
@@ -153,10 +154,7 @@ def losses(torch: ModuleType, sizes: Sizes) -> dict[str, tuple[Callable[[], Any]
     narrow = projections(sizes.batch, sizes.dim)
     wide = projections(sizes.batch, sizes.wide)
     many = projections(sizes.amcl_batch, sizes.heads, sizes.dim)
-    phi = {
-        name: np.asarray(value)
-        for name, value in contrastive.init_temperature_net(jax.random.key(0), sizes.dim).items()
-    }
+    phi = contrastive.init_temperature_net(jax.random.key(0), sizes.dim)
     rule = {"beta": BETA, "tau_min": TAU_MIN, "tau_max": TAU_MAX, "topk": TOPK}
 
     def nt_xent(a: Any, b: Any) -> Any:
@@ -194,7 +192,9 @@ def losses(torch: ModuleType, sizes: Sizes) -> dict[str, tuple[Callable[[], Any]
     }
 
 
-def peer_amcl(torch: ModuleType, phi: dict[str, np.ndarray], every_pair: bool) -> Callable[[Any, Any], Any]:
+def peer_amcl(
+    torch: ModuleType, phi: contrastive.TemperatureNet, every_pair: bool
+) -> Callable[[Any, Any], Any]:
     """AMCL's loss with the 100 nearest negatives in PyTorch.
 
     Args:
@@ -308,7 +308,8 @@ def step_times(torch: ModuleType, sizes: Sizes, repeats: int) -> dict[str, float
         return value, kept[0]
 
     value, peer_value = np.asarray(ours()[0]), theirs().numpy()
-    trace = kept[0][1][0].trace["encoder"]
+    momenta: Any = kept[0][1]
+    trace = momenta[0].trace["encoder"]
     moments = {"conv1": np.asarray(trace["conv1"]["kernel"]), "bn1": np.asarray(trace["bn1"]["scale"])}
     apart = require_same_step("simclr_step", (value, peer_value), (moments, theirs.direction()), 1e-2)
     return {**_compared(ours, theirs, repeats), **apart}
@@ -436,7 +437,7 @@ def augmentations(torch: ModuleType, sizes: Sizes) -> tuple[Callable[[], Any], C
             transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8),
             transforms.RandomGrayscale(0.2),
             transforms.ToTensor(),
-            transforms.Normalize(contrastive.augment.MEAN, contrastive.augment.STD),
+            transforms.Normalize(MEAN, STD),
         ]
     )
     pictures = [image_module.fromarray(image) for image in images]

@@ -231,7 +231,7 @@ def colour_jitter(key: PRNGKeyArray, x: Images, amount: ArrayLike, hue: ArrayLik
     batch = len(x)
     order = jnp.argsort(jax.random.uniform(of_order, (batch, 4)), -1)  # 3 stands for the hue
     factors = 1 + amount * jax.random.uniform(of_factors, (batch, 3), minval=-1.0, maxval=1.0)
-    turns = hue * jax.random.uniform(of_hue, (batch,), minval=-1.0, maxval=1.0)
+    turns = jnp.asarray(hue) * jax.random.uniform(of_hue, (batch,), minval=-1.0, maxval=1.0)
     when = jnp.argmax(order == 3, -1)
     mixes = jnp.take_along_axis(order, jnp.arange(3) + (jnp.arange(3) >= when[:, None]), -1)
 

@@ -4,7 +4,7 @@ The recipe of AMCL's code, arXiv:2310.05615, Section 4: SGD at 0.1 with momentum
 over 100 epochs, batches of 512.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -100,14 +100,14 @@ def linear_probe(
         logits = probe.logits(features[rows])
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels[rows]).mean()
 
-    def step(state: tuple[LinearProbe, optax.OptState], rows: Array):
+    def step(state: Any, rows: Array) -> tuple[Any, None]:
         probe, opt_state = state
         updates, opt_state = tx.update(jax.grad(loss)(probe, rows), opt_state)
         return (optax.apply_updates(probe, updates), opt_state), None
 
-    def epoch(state: tuple[LinearProbe, optax.OptState], key: PRNGKeyArray):
+    def epoch(state: Any, key: PRNGKeyArray) -> tuple[Any, Any]:
         order = jax.random.permutation(key, count)[: batches * batch_size]
         return jax.lax.scan(step, state, order.reshape(batches, batch_size))
 
-    (probe, _), _ = jax.lax.scan(epoch, (probe, tx.init(probe)), jax.random.split(of_order, epochs))  # pyright: ignore[reportArgumentType]
+    (probe, _), _ = jax.lax.scan(epoch, (probe, tx.init(probe)), jax.random.split(of_order, epochs))
     return probe

@@ -107,7 +107,7 @@ def queue_enqueue(
         )
     keys = jax.lax.stop_gradient(normalised(gathered(keys, axis_name)))
     size = queue.shape[-1] * shards(axis_name)
-    keys = keys[-size:]
+    keys, ptr = keys[-size:], jnp.asarray(ptr)
     # Each column looks for its key: columns on other devices need no message.
     offset = (positions(queue.shape[-1], axis_name) - ptr) % size
     written = offset < len(keys)
@@ -168,7 +168,7 @@ def cosine_momentum(step: ArrayLike, steps: int, base: float = 0.99) -> Float[Ar
     """
     if steps < 1 or not 0 <= base <= 1:
         raise ValueError(f"steps, base: expected at least 1 and from 0 to 1, got {steps} and {base}")
-    return 1 - (1 - base) * optax.cosine_decay_schedule(1.0, steps)(jnp.asarray(step))
+    return 1 - (1 - base) * jnp.asarray(optax.cosine_decay_schedule(1.0, steps)(jnp.asarray(step)))
 
 
 def info_nce_queue_loss(

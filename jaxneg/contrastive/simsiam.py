@@ -42,7 +42,8 @@ def simsiam_loss(
         [-1.0, -1.0]
     """
     pairs = both_directions(p1, z2, p2, z1)
-    return -sum(cosine_similarity(p, jax.lax.stop_gradient(z)) for p, z in pairs) / len(pairs)
+    similarities = [cosine_similarity(p, jax.lax.stop_gradient(z)) for p, z in pairs]
+    return -sum(similarities[1:], similarities[0]) / len(pairs)
 
 
 def both_directions(p1: Array, z2: Array, p2: Array | None, z1: Array | None) -> list[tuple[Array, Array]]:
