@@ -122,7 +122,7 @@ def test_queue_over_devices(mesh):
 @pytest.mark.parametrize("kind", ["nt_xent", "amcl"])
 def test_no_device_holds_all_pairs(kind, mesh):
     """From the compiled program: its temporaries, and every shape in it, forward and backward."""
-    batch, dim, block = 512, 8, 16
+    batch, dim, block = 512, 8, 4
     shapes = jax.ShapeDtypeStruct((batch, dim), jnp.float32)
     pairs = (2 * batch) ** 2
 

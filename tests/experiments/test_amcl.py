@@ -212,6 +212,48 @@ def test_wrong_steps():
         StepConfig(batch=1)
 
 
+def made_up(arm, data, seed, log_every):
+    """What `train_and_judge` gives, drawn at random and a little better with several heads."""
+    rng = np.random.default_rng(seed + len(arm.name))
+    better = 0.02 * (arm.step.heads > 1)
+    result = {
+        name: 0.4 + better + 0.01 * rng.standard_normal() for name in ("linear", "knn", "auc", "overlap")
+    }
+    result["below_half"] = rng.random()
+    steps = np.arange(log_every, arm.step.steps + 1, log_every)
+    names = ["loss"]
+    for kind, centre in (("pos", 0.7), ("neg", 0.1)):
+        values = np.clip(centre + 0.2 * rng.standard_normal(500), -1, 1)
+        result[f"{kind}_sim"] = np.histogram(values, np.linspace(-1, 1, 41))[0] / 500
+        if arm.step.adaptive:
+            result[f"{kind}_tau"] = np.histogram(1.2 - values, np.linspace(0, 2, 41))[0] / 500
+            result |= {f"{kind}_tau_mean": 1.2 - centre, f"{kind}_tau_least": 0.1, "spearman": -0.5}
+            names += ["tau_pos_mean", "tau_neg_mean", "tau_pos_at_lower_bound"]
+    curves = {f"curve_{name}": np.exp(-steps / 50) * rng.random() for name in names}
+    return {name: np.asarray(value) for name, value in (result | curves | {"curve_step": steps}).items()}
+
+
+def test_report_of_made_up_results(tmp_path, monkeypatch):
+    """Every claim, table, note and figure, without training."""
+    monkeypatch.setattr(amcl, "train_and_judge", made_up)
+    draws = np.random.default_rng(0).uniform(0.8, 0.9, (2, 3, 3, 2))
+    monkeypatch.setattr(amcl, "compare", lambda *_: {"linear": draws[0], "knn": draws[1]})
+    config = replace(amcl.PRESETS["cpu"], source="digits", images=1280, seeds=2)
+    with RunDir.create("amcl", config, preset="cpu", path=tmp_path / "run") as run_dir:
+        report = run_experiment(run_dir)
+    assert [claim["name"] for claim in report["claims"]] == [claim.name for claim in CLAIMS]
+    assert [len(table["rows"]) for table in report["tables"]] == [9, 10, 9]
+    assert "official defaults" in report["notes"][-1]
+    figures = sorted((tmp_path / "run" / "figures").glob("*.png"))
+    assert [path.stem for path in figures] == [
+        "accuracies",
+        "controlled_views",
+        "similarities",
+        "temperatures",
+    ]
+    assert all(path.stat().st_size > 10_000 for path in figures)
+
+
 @pytest.mark.slow
 def test_smoke(tmp_path):
     """A verdict for each claim, figures and tables; a run that is resumed finds the same."""
