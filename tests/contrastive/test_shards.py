@@ -82,7 +82,15 @@ def value_and_gradient(loss, *arguments):
     return jax.jit(jax.value_and_grad(mean, (0, 1), has_aux=True))(*arguments)
 
 
-@pytest.mark.parametrize("name", CASES)
+# Variants of what another case shows are left to the full suite.
+VARIANTS = {"nt_xent_decoupled", "barlow_batchnorm", "amcl_topk", "macl", "amcl_simsiam"}
+
+
+def cases(names, slow):
+    return [pytest.param(name, marks=pytest.mark.slow if name in slow else ()) for name in names]
+
+
+@pytest.mark.parametrize("name", cases(CASES, VARIANTS))
 def test_devices_change_nothing(name, mesh):
     loss, rest, specs, of_losses = CASES[name]
     on_devices = jax.shard_map(
@@ -95,7 +103,13 @@ def test_devices_change_nothing(name, mesh):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=2e-4, atol=2e-5), whole, sharded)
 
 
-@pytest.mark.parametrize("name", ["nt_xent", "moco_v3", "vicreg", "amcl_lse", "amcl_barlow", "amcl_moco"])
+@pytest.mark.parametrize(
+    "name",
+    cases(
+        ["nt_xent", "macl", "moco_v3", "barlow_twins", "vicreg", "amcl_lse", "amcl_barlow", "amcl_moco"],
+        {"macl", "moco_v3", "barlow_twins", "amcl_barlow"},
+    ),
+)
 def test_explicit_axes_need_no_shard_map(name):
     loss, rest, _, _ = CASES[name]
     mesh = jax.make_mesh((N,), ("data",), axis_types=(AxisType.Explicit,))
