@@ -253,7 +253,7 @@ def make_amcl_train_step(
         updates, opt_state = tx.update(gradient, state.opt_state, state.params)
         if keys is not None:
             queue = contrastive.queue_enqueue(queue.queue, queue.ptr, keys)
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(gradient), **aux}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradient), **aux}
         params = optax.apply_updates(state.params, updates)
         return AMCLState(state.step + 1, params, opt_state, state.key, target, queue), metrics
 
