@@ -34,7 +34,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
         ):
             for number, line in enumerate(stream, 1):
                 if line.strip():
-                    yield f"{path}, line {number}", line.rstrip("\n")
+                    yield f"{path}, line {number}", line.rstrip("\r\n")
     except (UnicodeDecodeError, EOFError, OSError, zlib.error) as error:
         raise ValueError(
             f"{path}, after line {number}: not readable as UTF-8 text ({error}): get the file again"

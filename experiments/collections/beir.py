@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from experiments.collections.judged_texts import JudgedTexts, WhereUnknown, judged_pairs
-from experiments.collections.lines import existing_file, json_records, text_lines
+from experiments.collections.lines import existing_file, json_records
+from experiments.text_lines import numbered_lines
 
 HEADER = ("query-id", "corpus-id", "score")
 
@@ -62,7 +63,7 @@ def read_beir(folder: Path, split: str = "test", *, unknown: WhereUnknown = "err
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str, str, str]]:
-    for number, (where, line) in enumerate(text_lines(path)):
+    for number, (where, line) in enumerate(numbered_lines(path)):
         cells = line.split("\t")
         if len(cells) != 3:
             raise ValueError(f"{where}: got {len(cells)} columns: write {', '.join(HEADER)} between tabs")

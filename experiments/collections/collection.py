@@ -17,8 +17,9 @@ import numpy as np
 
 from experiments.collections.beir import is_beir, read_beir
 from experiments.collections.judged_texts import JudgedTexts, judged_pairs
-from experiments.collections.lines import existing_file, json_records, text_lines
+from experiments.collections.lines import existing_file, json_records
 from experiments.collections.ms_marco import is_ms_marco, read_ms_marco
+from experiments.text_lines import numbered_lines
 
 TINY = Path(__file__).parent / "tiny"
 TEACHER = "minilm_l6.npz"
@@ -132,7 +133,7 @@ def read_folder(folder: Path) -> JudgedTexts:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str, str, str]]:
-    for where, line in text_lines(path):
+    for where, line in numbered_lines(path):
         cells = line.split("\t")
         if len(cells) != 3:
             raise ValueError(

@@ -1,11 +1,10 @@
-"""Lines of text and of JSON from plain or compressed files; every error names file, line and remedy."""
+"""Records of a collection's files, plain or compressed; every error names file, line and remedy."""
 
-import gzip
 import json
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from experiments.text_lines import numbered_lines
 
 
 def existing_file(folder: Path, name: str) -> Path:
@@ -27,34 +26,6 @@ def existing_file(folder: Path, name: str) -> Path:
     raise FileNotFoundError(f"collection {folder}: expected a file {name} or {name}.gz, found neither")
 
 
-def text_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Each line that is not blank, after where it stands, one at a time.
-
-    Args:
-        path: of a UTF-8 file, read through gzip where it ends in ``.gz``.
-
-    Yields:
-        ("PATH, line NUMBER", line without its end).
-
-    Raises:
-        ValueError: the file is damaged or no UTF-8 text.
-    """
-    number = 0
-    try:
-        with (
-            gzip.open(path, "rt", encoding="utf-8")
-            if path.suffix == ".gz"
-            else path.open(encoding="utf-8") as stream
-        ):
-            for number, line in enumerate(stream, 1):
-                if line.strip():
-                    yield f"{path}, line {number}", line.rstrip("\r\n")
-    except (UnicodeDecodeError, EOFError, OSError, zlib.error) as error:
-        raise ValueError(
-            f"{path}, after line {number}: not readable as UTF-8 text ({error}): get the file again"
-        ) from error
-
-
 def json_records(path: Path, identifier: str) -> dict[str, dict[str, Any]]:
     """The objects of a JSON-lines file by their identifier.
 
@@ -69,7 +40,7 @@ def json_records(path: Path, identifier: str) -> dict[str, dict[str, Any]]:
         ValueError: a line that cannot be used, an identifier that occurs twice, or no line at all.
     """
     records: dict[str, dict[str, Any]] = {}
-    for where, line in text_lines(path):
+    for where, line in numbered_lines(path):
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
@@ -106,7 +77,7 @@ def identified_texts(path: Path, what: str) -> dict[str, str]:
         ValueError: a line without a tab, an identifier that occurs twice, or no line at all.
     """
     texts: dict[str, str] = {}
-    for where, line in text_lines(path):
+    for where, line in numbered_lines(path):
         identifier, tab, text = line.partition("\t")
         if not tab or not identifier.strip():
             raise ValueError(f"{where}: expected an identifier, a tab and the {what}, got {line[:40]!r}")

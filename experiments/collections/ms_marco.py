@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Int
 
 from experiments.collections.judged_texts import JudgedTexts, WhereUnknown, judged_pairs
-from experiments.collections.lines import existing_file, identified_texts, text_lines
+from experiments.collections.lines import existing_file, identified_texts
+from experiments.text_lines import numbered_lines
 
 
 class Triple(NamedTuple):
@@ -83,7 +84,7 @@ def ms_marco_triples(path: Path, *, texts: bool = False) -> Iterator[Triple]:
         ValueError: a line that has not three cells, an empty cell, or an identifier with a blank in it. A
             positive that is its own negative is refused too.
     """
-    for where, line in text_lines(path):
+    for where, line in numbered_lines(path):
         cells = [cell.strip() for cell in line.split("\t")]
         if len(cells) != 3 or not all(cells):
             raise ValueError(
@@ -136,7 +137,7 @@ def triple_numbers(
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str, str, str]]:
-    for where, line in text_lines(path):
+    for where, line in numbered_lines(path):
         cells = line.split()
         if len(cells) != 4:
             raise ValueError(f"{where}: got {len(cells)} columns: write query, 0, passage and relevance")

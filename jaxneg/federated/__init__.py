@@ -7,23 +7,19 @@ from jaxneg.federated.averaging import (
     proximal_penalty,
     stack_clients,
 )
+from jaxneg.federated.data import FedKAData, federated_data
 from jaxneg.federated.federated_vote import Votes, federated_vote
 from jaxneg.federated.fedka import (
     ClientBatches,
     FedKAConfig,
-    FedKAData,
-    FedKANetwork,
     FedKAResult,
     FedKAState,
     ModelState,
-    client_objective,
-    federated_data,
     fedka_round,
     fit,
     init_fedka,
     make_fedka_step,
     make_sharded_round,
-    matching_objective,
     predict,
     train_client,
     tune,
@@ -31,6 +27,7 @@ from jaxneg.federated.fedka import (
 from jaxneg.federated.gradient_reversal import adaptation_schedule, grl
 from jaxneg.federated.group_effect import group_effect
 from jaxneg.federated.mk_mmd import kernel_bandwidths, mk_mmd
+from jaxneg.federated.objectives import FedKANetwork, client_objective, matching_objective
 
 __all__ = [
     "ClientBatches",

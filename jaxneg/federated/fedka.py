@@ -13,7 +13,7 @@ Clients are the leading axis of every array of `FedKAState`: mapped on one devic
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -22,40 +22,21 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, Num, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Float, Int, Num, PRNGKeyArray
 
-from jaxneg.federated.arguments import masked, one_of, per_client, wide
+from jaxneg.federated.arguments import masked, one_of, per_client
 from jaxneg.federated.averaging import federated_average, finite_clients, proximal_penalty
+from jaxneg.federated.data import FedKAData, federated_data
 from jaxneg.federated.federated_vote import Votes, federated_vote
-from jaxneg.federated.gradient_reversal import adaptation_schedule, grl
+from jaxneg.federated.gradient_reversal import adaptation_schedule
 from jaxneg.federated.group_effect import group_effect
-from jaxneg.federated.mk_mmd import mk_mmd
-
-Mode = Literal["train", "batch", "running"]
-Part = Callable[[Any, Any, Array, Mode, PRNGKeyArray | None], tuple[Array, Any]]
-
-SOURCE, TARGET = 0, 1
-"""The domains, as the domain classifier numbers them."""
-
-
-class FedKANetwork(NamedTuple):
-    """The three parts of a network, as functions ``(params, stats, inputs, mode, key) -> (outputs, stats)``.
-
-    ``mode`` is ``"train"`` (batch statistics, which enter the running ones; dropout if there is a key),
-    ``"batch"`` (batch statistics, no dropout) or ``"running"`` (running statistics, no dropout). A part
-    without statistics passes an empty tree on.
-
-    Attributes:
-      init: ``(key) -> (params, stats)``, dicts with the keys ``features``, ``classifier``, ``discriminator``.
-      features: From examples ``[batch, ...]`` to features ``[batch, ...]``.
-      classifier: From features to log-probabilities of the classes ``[batch, classes]``.
-      discriminator: From features to log-probabilities of source and target ``[batch, 2]``.
-    """
-
-    init: Callable[[PRNGKeyArray], tuple[dict[str, Any], dict[str, Any]]]
-    features: Part
-    classifier: Part
-    discriminator: Part
+from jaxneg.federated.objectives import (
+    FedKANetwork,
+    Mode,
+    client_objective,
+    matching_objective,
+    negative_log_likelihood,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,28 +139,6 @@ class FedKAState(NamedTuple):
     key: PRNGKeyArray
 
 
-class FedKAData(NamedTuple):
-    """The data of all clients and of the cloud; made by `federated_data`.
-
-    Attributes:
-      source_x: Examples of each client; what is beyond its size is padding.
-      source_y: Their classes.
-      sizes: Number of examples of each client.
-      participating: Which clients take part.
-      target_x: Unlabelled examples of the target domain.
-      eval_x: Examples to measure accuracy on; None measures nothing.
-      eval_y: Their classes.
-    """
-
-    source_x: Num[Array, "clients examples ..."]
-    source_y: Int[Array, "clients examples"]
-    sizes: Int[Array, " clients"]
-    participating: Bool[Array, " clients"]
-    target_x: Num[Array, "target ..."]
-    eval_x: Num[Array, "evaluated ..."] | None = None
-    eval_y: Int[Array, " evaluated"] | None = None
-
-
 class ClientBatches(NamedTuple):
     """The batches of one client in one round, ``[steps, batch, ...]``."""
 
@@ -188,198 +147,6 @@ class ClientBatches(NamedTuple):
     target_x: Array
     match_source: Array
     match_target: Array
-
-
-def federated_data(
-    clients: Sequence[tuple[ArrayLike, ArrayLike]],
-    target: ArrayLike,
-    *,
-    num_classes: int,
-    evaluation: tuple[ArrayLike, ArrayLike] | None = None,
-    participating: Sequence[bool] | None = None,
-    names: Sequence[str] | None = None,
-) -> FedKAData:
-    """The data of a round, checked, with the clients' examples padded to one length.
-
-    Args:
-      clients: Examples ``[n_k, ...]`` and classes ``[n_k]`` of each client.
-      target: Unlabelled examples of the target domain.
-      num_classes: Number of classes that the network knows.
-      evaluation: Labelled examples of the target domain, to measure on.
-      participating: Which clients take part; all by default.
-      names: What the clients are called in messages.
-
-    Returns:
-      The data.
-
-    Raises:
-      ValueError: If a client has no data, examples of another shape, values that are not finite, classes that
-        are not one for each example, or a class outside ``0 .. num_classes - 1``; likewise for the target,
-        also for a class that no client has; if nobody participates. The message names the client.
-
-    Example:
-      >>> import numpy as np
-      >>> from jaxneg.federated import federated_data
-      >>> clients = [(np.zeros((2, 4)), [0, 1]), (np.zeros((3, 4)), [1, 1, 0])]
-      >>> federated_data(clients, np.ones((5, 4)), num_classes=2).source_x.shape
-      (2, 3, 4)
-    """
-    if not clients:
-        raise ValueError("clients: expected at least one, got none")
-    names = [f"client {i}" for i in range(len(clients))] if names is None else list(names)
-    if len(names) != len(clients):
-        raise ValueError(f"names: expected one for each of {len(clients)} clients, got {len(names)}")
-    target = np.asarray(target)
-    if target.ndim < 2 or not len(target):
-        raise ValueError(f"target: expected examples [n, ...], at least one, got shape {target.shape}")
-    pairs = []
-    for name, (x, y) in zip(names, clients, strict=True):
-        pairs.append(_labelled(name, x, y, target.shape[1:], num_classes))
-    _require_finite("target", target)
-    seen = np.unique(np.concatenate([y for _, y in pairs]))
-    known: dict[str, Any] = {"eval_x": None, "eval_y": None}
-    if evaluation is not None:
-        x, y = _labelled("evaluation", *evaluation, target.shape[1:], num_classes)
-        if unseen := sorted(set(y.tolist()) - set(seen.tolist())):
-            raise ValueError(
-                f"evaluation: class {unseen[0]} is in the target domain, but no client has an example of it"
-            )
-        known = {"eval_x": jnp.asarray(x), "eval_y": jnp.asarray(y)}
-    sizes = np.array([len(y) for _, y in pairs])
-    takes_part = np.ones(len(pairs), bool) if participating is None else np.asarray(participating, bool)
-    if takes_part.shape != sizes.shape or not takes_part.any():
-        raise ValueError(
-            f"participating: expected a truth value for each of {len(pairs)} clients, one true at least, got "
-            f"{participating}"
-        )
-
-    def padded(rows: np.ndarray) -> np.ndarray:
-        return np.pad(rows, [(0, sizes.max() - len(rows))] + [(0, 0)] * (rows.ndim - 1))
-
-    return FedKAData(
-        jnp.asarray(np.stack([padded(x) for x, _ in pairs])),
-        jnp.asarray(np.stack([padded(y) for _, y in pairs])),
-        jnp.asarray(sizes, jnp.int32),
-        jnp.asarray(takes_part),
-        jnp.asarray(target),
-        **known,
-    )
-
-
-def client_objective(
-    params: Mapping[str, Any],
-    batch_stats: Mapping[str, Any],
-    apply_fns: FedKANetwork,
-    source: tuple[Array, Int[Array, " batch"]],
-    target: Array,
-    lam: ArrayLike,
-    *,
-    disentangle: bool,
-    key: PRNGKeyArray | None = None,
-) -> tuple[Float[Array, ""], dict[str, Any]]:
-    """A client's loss in phase A: its classes, and the domains behind a gradient reversal.
-
-    ``L = mean NLL(c(f(x_s)), y_s) + mean NLL(d(R(f(x_s))), source) + mean NLL(d(R(f(x_t))), target)``
-
-    with the last two terms, in which R reverses the gradient with strength ``lam``, if ``disentangle``.
-
-    Args:
-      params: Parameters of the three parts.
-      batch_stats: Running statistics of the three parts.
-      apply_fns: The network.
-      source: Examples and classes of the client.
-      target: Examples of the target domain; a forward pass of its own, with batch statistics of its own.
-      lam: Strength of the reversal.
-      disentangle: Whether domains are told apart.
-      key: For dropout; None for none.
-
-    Returns:
-      The loss; and ``class_loss``, ``source_loss``, ``target_loss`` (0 unless ``disentangle``) and the new
-      ``batch_stats``.
-
-    Source:
-      Sun, Chong and Ochiai 2022, arXiv:2203.11635, published code, cell 10.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from jaxneg.federated import FedKANetwork, client_objective
-      >>> part = lambda w, s, x, mode, key: (jnp.log(jnp.full((len(x), 2), 0.5)), s)
-      >>> network = FedKANetwork(None, lambda w, s, x, mode, key: (x, s), part, part)
-      >>> nothing = {"features": {}, "classifier": {}, "discriminator": {}}
-      >>> x, y = jnp.ones((3, 4)), jnp.zeros(3, int)
-      >>> round(float(client_objective(nothing, nothing, network, (x, y), x, 1.0, disentangle=True)[0]), 3)
-      2.079
-    """
-    stats = dict(batch_stats)
-    keys = [None] * 5 if key is None else jax.random.split(key, 5)
-
-    def run(part: str, inputs: Array, key: PRNGKeyArray | None) -> Array:
-        outputs, stats[part] = getattr(apply_fns, part)(params[part], stats[part], inputs, "train", key)
-        return outputs
-
-    x, y = source
-    h = run("features", x, keys[0])
-    class_loss = _nll(run("classifier", h, keys[1]), y)
-    zero = jnp.zeros_like(class_loss)
-    source_loss, target_loss = zero, zero
-    if disentangle:
-        target_h = run("features", target, keys[2])
-        source_loss = _nll(run("discriminator", grl(h, lam), keys[3]), SOURCE)
-        target_loss = _nll(run("discriminator", grl(target_h, lam), keys[4]), TARGET)
-    aux = {"class_loss": class_loss, "source_loss": source_loss, "target_loss": target_loss}
-    return class_loss + source_loss + target_loss, aux | {"batch_stats": stats}
-
-
-def matching_objective(
-    client_feats: Float[Array, "accum batch features"],
-    global_feats: Float[Array, "accum other features"],
-    lams: Float[Array, " accum"],
-    *,
-    accumulate: Literal["mean", "last"] = "mean",
-    kernel_mul: float = 2.0,
-    kernel_num: int = 5,
-) -> Float[Array, ""]:
-    """A client's loss in phase B: its features' distance to the global model's on the target domain.
-
-    ``mean_i lam_i MMD^2(h_i, stop_gradient(g_i))``; with ``accumulate="last"`` the last term alone, divided
-    by the number of all, as the published code computes it.
-
-    Args:
-      client_feats: Features of the client on its own examples, for each batch.
-      global_feats: Features of the global model on the target's; constants.
-      lams: Strength for each batch.
-      accumulate: Which batches count.
-      kernel_mul: As in :func:`kernel_bandwidths`.
-      kernel_num: Likewise.
-
-    Returns:
-      A scalar.
-
-    Raises:
-      ValueError: If the numbers of batches differ, or ``accumulate`` is unknown.
-
-    Source:
-      Sun, Chong and Ochiai 2022, arXiv:2203.11635, published code, cells 6 and 10.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from jaxneg.federated import matching_objective
-      >>> float(matching_objective(jnp.zeros((2, 3, 1)), jnp.zeros((2, 3, 1)), jnp.ones(2)))
-      0.0
-    """
-    one_of("accumulate", accumulate, ("mean", "last"))
-    count = len(client_feats)
-    lams = jnp.asarray(lams)
-    if len(global_feats) != count or lams.shape != (count,):
-        raise ValueError(
-            f"global_feats, lams: expected {count} batches as client_feats has, got {len(global_feats)} and "
-            f"shape {lams.shape}"
-        )
-    global_feats = jax.lax.stop_gradient(global_feats)
-    distance = functools.partial(mk_mmd, kernel_mul=kernel_mul, kernel_num=kernel_num)
-    if accumulate == "last":
-        return lams[-1] * distance(client_feats[-1], global_feats[-1]) / count
-    return jnp.mean(lams * jax.vmap(distance)(client_feats, global_feats))
 
 
 def init_fedka(network: FedKANetwork, clients: int, cfg: FedKAConfig, key: PRNGKeyArray) -> FedKAState:
@@ -697,7 +464,10 @@ def tune(
             logp, classifier = network.classifier(
                 params["classifier"], stats["classifier"], h, "train", of_classes
             )
-            return lam * _nll(logp, labels, counts), {"features": features, "classifier": classifier}
+            return lam * negative_log_likelihood(logp, labels, counts), {
+                "features": features,
+                "classifier": classifier,
+            }
 
         tuned = {part: params[part] for part in ("features", "classifier")}
         grads, new = jax.grad(loss, has_aux=True)(tuned)
@@ -923,42 +693,9 @@ def _optimizer(cfg: FedKAConfig) -> optax.GradientTransformation:
     return optax.adam(cfg.learning_rate)
 
 
-def _nll(logp: Array, y: Array | int, counts: Array | None = None) -> Float[Array, ""]:
-    """The mean over the examples that count; 0 if none does."""
-    classes = jnp.broadcast_to(jnp.asarray(y), logp.shape[:1])
-    each = -jnp.take_along_axis(wide(logp), classes[:, None], axis=1)[:, 0]
-    if counts is None:
-        return each.mean()
-    return jnp.where(counts, each, 0).sum() / jnp.maximum(counts.sum(), 1)
-
-
 def _mapped(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *arrays: jax.lax.map(lambda of_one: function(*of_one), arrays)
 
 
 def _select(mask: Array, yes: Array, no: Array) -> Array:
     return jnp.where(jnp.reshape(mask, (-1,) + (1,) * (yes.ndim - 1)), yes, no)
-
-
-def _labelled(
-    name: str, x: ArrayLike, y: ArrayLike, shape: tuple[int, ...], num_classes: int
-) -> tuple[np.ndarray, np.ndarray]:
-    x, y = np.asarray(x), np.asarray(y)
-    if not len(x):
-        raise ValueError(f"{name}: expected at least one example, got none")
-    if x.shape[1:] != shape:
-        raise ValueError(f"{name}: expected examples of shape {shape} as the target has, got {x.shape[1:]}")
-    if y.shape != (len(x),) or not np.issubdtype(y.dtype, np.integer):
-        raise ValueError(
-            f"{name}: expected an integer class for each of {len(x)} examples, got {y.dtype} {y.shape}"
-        )
-    if wrong := [int(c) for c in np.unique(y) if not 0 <= c < num_classes]:
-        raise ValueError(f"{name}: expected classes 0 to {num_classes - 1}, got {wrong[0]}")
-    _require_finite(name, x)
-    return x, y.astype(np.int32)
-
-
-def _require_finite(name: str, x: np.ndarray) -> None:
-    if not np.isfinite(x).all():
-        row = int(np.argwhere(~np.isfinite(x))[0][0])
-        raise ValueError(f"{name}: expected finite examples, example {row} is not")
