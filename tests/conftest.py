@@ -24,12 +24,6 @@ hypothesis.settings.load_profile("repeatable")
 GOLDENS = Path(os.environ.get("JAXNEG_GOLDENS", ROOT.parent / "shared" / "goldens"))
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """The quick suite spends its time on compiling; the full one tests the programs that users run."""
-    if config.option.markexpr == "not slow":
-        jax.config.update("jax_disable_most_optimizations", True)
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Runs a test that takes ``golden`` once for each file that its marker's pattern finds."""
     if "golden" not in metafunc.fixturenames:

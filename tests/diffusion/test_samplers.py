@@ -53,7 +53,7 @@ def dpm_solver(denoise, x, grid=GRID, abar=ABAR, **options):
 
 SAMPLERS = {sample.__name__: sample for sample in (ddim, noisy_ddim, ddpm, wide_ddpm, dpm_solver)}
 every_sampler = pytest.mark.parametrize("name", SAMPLERS)
-# Compiling them is what takes long: the quick suite has one with noise and one with memory.
+# Compiling them is what takes long: the other suite has one with noise and one with memory.
 two_quick = pytest.mark.parametrize(
     "name",
     [

@@ -19,7 +19,7 @@ from experiments.run_dir import RunDir
 from experiments.runner import run_experiment
 from jaxneg.mtl import csa_terms, make_rep_mtl_loss, pl_alpha_tree, uw
 
-# Compilation makes these the dearest tests: the quick suite leaves them to the full one.
+# Compilation makes these the dearest tests: they are left to the slow suite.
 pytestmark = pytest.mark.slow
 
 # Part A's data

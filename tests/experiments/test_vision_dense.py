@@ -7,7 +7,7 @@ import pytest
 
 from experiments.vision import dense
 
-# Compilation makes these the dearest tests: the quick suite leaves them to the full one.
+# Compilation makes these the dearest tests: they are left to the slow suite.
 pytestmark = pytest.mark.slow
 
 BATCH, HEIGHT, WIDTH, CLASSES = 3, 7, 9, 5

@@ -26,7 +26,7 @@ from experiments.vision.training import (
 from jaxneg.nn import resnet
 from jaxneg.train import compile_for, make_mesh
 
-# Compilation makes these the dearest tests: the quick suite leaves them to the full one.
+# Compilation makes these the dearest tests: they are left to the slow suite.
 pytestmark = pytest.mark.slow
 
 needs_libtpu = pytest.mark.skipif(

@@ -8,7 +8,7 @@ import pytest
 
 from jaxneg.mtl import multitask
 
-# Compilation makes these the dearest tests: the quick suite leaves them to the full one.
+# Compilation makes these the dearest tests: they are left to the slow suite.
 pytestmark = pytest.mark.slow
 
 PARAMETERS = 8

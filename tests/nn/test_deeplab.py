@@ -9,7 +9,7 @@ import pytest
 from jaxneg.nn import deeplab_head
 from jaxneg.train import init_state, make_mesh, make_step, shard_step
 
-# Compilation makes these the dearest tests: the quick suite leaves them to the full one.
+# Compilation makes these the dearest tests: they are left to the slow suite.
 pytestmark = pytest.mark.slow
 
 RNG = np.random.default_rng(0)

@@ -10,7 +10,7 @@ from jaxneg.nn import bridge_normalised, resnet, resnet_from_torch
 from jaxneg.nn.resnet import BLOCKS, Block
 from jaxneg.train import init_state, make_mesh, make_step, shard_step
 
-# Compilation makes these the dearest tests: the quick suite leaves them to the full one.
+# Compilation makes these the dearest tests: they are left to the slow suite.
 pytestmark = pytest.mark.slow
 
 RNG = np.random.default_rng(0)

@@ -271,7 +271,7 @@ def test_a_step_that_does_not_fit():
     assert "fits                     no" in str(report)
 
 
-# Llama's structure at a tenth of its size, for the quick suite.
+# Llama's structure at a tenth of its size, for a suite that must not take long.
 SMALL_LLAMA = dataclasses.replace(
     LLAMA_3_2_1B, vocab=8192, width=512, heads=8, kv_heads=8, head_width=64, hidden=2048
 )

@@ -9,7 +9,7 @@ import pytest
 from jaxneg.mtl import multitask, task_grads_rep
 from jaxneg.train import Precision, SplitLoss, init_state, make_mesh, make_step, shard_step
 
-# Compilation makes these the dearest tests: the quick suite leaves them to the full one.
+# Compilation makes these the dearest tests: they are left to the slow suite.
 pytestmark = pytest.mark.slow
 
 TASKS, FEATURES, WIDTH, EXAMPLES = 3, 6, 16, 16
