@@ -8,6 +8,7 @@ moment) must agree. nDCG is compared with scikit-learn and, where it is installe
 rank_bm25.
 """
 
+import importlib
 import importlib.util
 from collections.abc import Callable
 from itertools import pairwise
@@ -232,8 +233,8 @@ def _ndcg_times(setting: Setting, repeats: int) -> dict[str, dict[str, float]]:
 
 def _bm25_times(setting: Setting, repeats: int) -> dict[str, dict[str, float]]:
     import bm25s
-    import rank_bm25
 
+    rank_bm25 = importlib.import_module("rank_bm25")
     rng = np.random.default_rng(0)
 
     def words(rows: int, length: int) -> np.ndarray:
