@@ -225,7 +225,7 @@ def cross_encoder_from_torch(
       >>> from jaxneg.nn import CrossEncoderConfig, cross_encoder_from_torch
       >>> cross_encoder_from_torch(CrossEncoderConfig(vocab=11), {}, jax.random.key(0))
       Traceback (most recent call last):
-      ValueError: state: 'embeddings.LayerNorm.bias' is missing
+      ValueError: state: 'encoder.layer.0.attention.output.LayerNorm.bias' is missing
     """
     params = cross_encoder(config).init(key)
     state = {name.removeprefix("bert."): np.asarray(array) for name, array in state.items()}
