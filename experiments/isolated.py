@@ -45,7 +45,7 @@ def peak_growth(program: Callable[[], Any]) -> int | None:
 
     What was freed before is given back to the system first, arrays in cycles of references too, and the
     kernel forgets the peak until then, so that the growth is all the program's own. What it keeps counts;
-    threads' stacks and caches do too. From then on the process gives back what it frees.
+    threads' stacks and caches do too. Not for a process that keeps what it frees.
 
     Args:
         program: called without arguments, once; it should be compiled and warm, and wait for its results.
@@ -58,7 +58,6 @@ def peak_growth(program: Callable[[], Any]) -> int | None:
         >>> grown is None or grown > 40_000_000
         True
     """
-    keep_freed_memory(keep=False)
     gc.collect()  # what a collection in the middle of the program freed would hide what the program takes
     try:
         ctypes.CDLL(None).malloc_trim(0)
@@ -70,8 +69,8 @@ def peak_growth(program: Callable[[], Any]) -> int | None:
     return max(0, _resident("VmHWM") - before)
 
 
-def keep_freed_memory(keep: bool = True) -> bool:
-    """Lets the calling thread of this process keep the memory that it frees, or give it back again.
+def keep_freed_memory() -> bool:
+    """Lets the calling thread of this process keep the memory that it frees.
 
     XLA allocates a program's intermediate arrays in one piece at each call, and frees it at its end. glibc
     takes pieces of more than 32 MiB from the system and gives them back at once, and the system zeroes and
@@ -80,25 +79,15 @@ def keep_freed_memory(keep: bool = True) -> bool:
     programs run in other threads, as jax's do by default, needs this in its environment instead:
     ``MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647 MALLOC_ARENA_MAX=1``.
 
-    Args:
-        keep: whether to keep it.
-
     Returns:
         Whether that could be set: glibc is the allocator.
-
-    Example:
-        >>> keep_freed_memory(keep=False) in (True, False)
-        True
     """
-    # By the numbers in malloc.h; what is usual are the limits that glibc's own thresholds grow up to.
-    m_trim_threshold, m_mmap_threshold, m_mmap_max = -1, -3, -4
-    keeping = {m_mmap_max: 0, m_trim_threshold: 2**31 - 1}
-    usual = {m_mmap_max: 65_536, m_mmap_threshold: 32 * 2**20, m_trim_threshold: 64 * 2**20}
+    m_trim_threshold, m_mmap_max = -1, -4  # their numbers in malloc.h
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
-    return all(mallopt(parameter, value) for parameter, value in (keeping if keep else usual).items())
+    return all(mallopt(*setting) for setting in ((m_mmap_max, 0), (m_trim_threshold, 2**31 - 1)))
 
 
 def _settle(cores: list[int], keep_memory: bool) -> None:

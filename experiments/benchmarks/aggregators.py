@@ -150,8 +150,8 @@ def _aggregations(sizes: tuple[tuple[int, int], ...], repeats: int) -> dict[str,
 
 
 def _memory(cores: list[int], tasks: int, parameters: int) -> dict[str, dict[str, int | None]]:
-    ours = in_a_process(cores[:1], _our_memory, tasks, parameters)
-    peers = in_a_process(cores[:1], _peer_memory, tasks, parameters)
+    ours = in_a_process(cores[:1], _our_memory, tasks, parameters, keep_memory=False)
+    peers = in_a_process(cores[:1], _peer_memory, tasks, parameters, keep_memory=False)
     return {name: {"ours_bytes": ours[name], "peer_bytes": peers[name]} for name in ours}
 
 

@@ -108,8 +108,11 @@ def run(repeats: int = 7) -> dict[str, Any]:
         },
         "memory": {
             str(s): {
-                "ours_bytes": in_a_process(cores[:1], _our_memory, s),
-                **{f"{peer}_bytes": in_a_process(cores[:1], _peer_memory, s, peer) for peer in PEERS},
+                "ours_bytes": in_a_process(cores[:1], _our_memory, s, keep_memory=False),
+                **{
+                    f"{peer}_bytes": in_a_process(cores[:1], _peer_memory, s, peer, keep_memory=False)
+                    for peer in PEERS
+                },
             }
             for s in (MANY, WIDE)
         },

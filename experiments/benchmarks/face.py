@@ -252,7 +252,9 @@ def unpg_compared(size: Size, repeats: int) -> dict[str, float]:
 
 def unpg_memory(cores: list[int], size: Size) -> dict[str, float | None]:
     """By how much the resident set grows in one call, ours and the peer's."""
-    ours, peer = (in_a_process(cores, _growth, program, size) for program in (our_loss, peer_loss))
+    ours, peer = (
+        in_a_process(cores, _growth, program, size, keep_memory=False) for program in (our_loss, peer_loss)
+    )
     ratio = None if ours is None or peer is None else peer / max(ours, 1)
     return {"ours_bytes": ours, "peer_bytes": peer, "peer_over_ours": ratio}
 

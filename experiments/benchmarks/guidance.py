@@ -117,8 +117,8 @@ def run(repeats: int = 21) -> dict[str, Any]:
         "all_cores": in_a_process(cores, _times, tuple(COMPARISONS), repeats) if len(cores) > 1 else {},
         "memory": {
             name: {
-                "ours_bytes": in_a_process(cores[:1], _our_memory, name),
-                "peer_bytes": in_a_process(cores[:1], _peer_memory, name),
+                "ours_bytes": in_a_process(cores[:1], _our_memory, name, keep_memory=False),
+                "peer_bytes": in_a_process(cores[:1], _peer_memory, name, keep_memory=False),
             }
             for name in COMPARISONS
         },

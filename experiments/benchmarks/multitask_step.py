@@ -148,8 +148,8 @@ def run(repeats: int = 11) -> dict[str, Any]:
         "memory": {
             str(setting): {
                 method: {
-                    "ours_bytes": in_a_process(cores[:1], _our_memory, method, setting),
-                    "peer_bytes": in_a_process(cores[:1], _peer_memory, method, setting),
+                    "ours_bytes": in_a_process(cores[:1], _our_memory, method, setting, keep_memory=False),
+                    "peer_bytes": in_a_process(cores[:1], _peer_memory, method, setting, keep_memory=False),
                 }
                 for method in REMEMBERED
             }

@@ -443,7 +443,8 @@ def _compared(
 
 def _memory(cores: list[int], size: Logits, with_logits: bool) -> dict[str, float | None]:
     ours, peer = (
-        in_a_process(cores, _growth, program, size, with_logits) for program in (our_loss, peer_loss)
+        in_a_process(cores, _growth, program, size, with_logits, keep_memory=False)
+        for program in (our_loss, peer_loss)
     )
     ratio = None if ours is None or peer is None else ours / peer
     return {"ours_bytes": ours, "peer_bytes": peer, "ours_over_peer": ratio}
