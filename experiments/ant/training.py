@@ -29,7 +29,7 @@ from jaxneg.diffusion import (
     timestep_intervals,
     track_ema,
 )
-from jaxneg.mtl import multitask
+from jaxneg.mtl import multitask, nash_mtl
 from jaxneg.nn import denoising_mlp
 from jaxneg.train import TrainState, init_state, make_step
 
@@ -335,11 +335,6 @@ def optimizer(
             ),
         ),
         "pcgrad": (multitask("pcgrad"), optax.scale(1 / clusters), adam),
-        "nash": (
-            multitask("nash", n_tasks=clusters, update_every=NASH_EVERY, max_norm=None),
-            optax.scale(1 / clusters),
-            optax.clip_by_global_norm(1.0),
-            adam,
-        ),
+        "nash": (nash_mtl(NASH_EVERY, n_tasks=clusters), adam),
     }
     return optax.chain(*links[method], track_ema(ema_decay))

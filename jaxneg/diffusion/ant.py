@@ -187,10 +187,9 @@ def make_ant_loss(
     "tasks" gives l ``[k]``; "linear" their mean; "uw" the sum of `uncertainty_weighted_loss`, for parameters
     ``{"network": ..., "log_scale": [k]}``.
 
-    The chains of the paper for "tasks", with k intervals, where ``multitask`` is ``jaxneg.mtl``'s:
-    ``chain(multitask("pcgrad"), scale(1 / k), adamw(1e-4))`` and ``chain(multitask("nash", n_tasks=k,
-    update_every=25, max_norm=None), scale(1 / k), clip_by_global_norm(1.0), adamw(1e-4))``; for "uw"
-    ``partition({"network": adamw(1e-4), "log_scale": adam(0.025)}, {"network": "network", "log_scale":
+    The chains of the paper for "tasks", with k intervals and ``jaxneg.mtl``'s links:
+    ``chain(multitask("pcgrad"), scale(1 / k), adamw(1e-4))`` and ``chain(nash_mtl(n_tasks=k), adamw(1e-4))``;
+    for "uw" ``partition({"network": adamw(1e-4), "log_scale": adam(0.025)}, {"network": "network", "log_scale":
     "log_scale"})``. One interval with "linear" is ordinary training, uniform in its timesteps: ``[0, T]``
     for the whole network, ``[t_1, t_2]`` for a specialist.
 

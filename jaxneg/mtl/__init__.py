@@ -37,7 +37,7 @@ from jaxneg.mtl.losses import (
 from jaxneg.mtl.metrics import delta_m, delta_p_metric, delta_p_task, mean_rank
 from jaxneg.mtl.mgda import mgda
 from jaxneg.mtl.moco import moco_tracker, moco_weights
-from jaxneg.mtl.multitask import MultitaskState, famo_observe, multitask
+from jaxneg.mtl.multitask import MultitaskState, famo_observe, multitask, nash_mtl
 from jaxneg.mtl.nash import nash
 from jaxneg.mtl.pcd import pcd
 from jaxneg.mtl.pcgrad import pcgrad
@@ -111,6 +111,7 @@ __all__ = [
     "modo",
     "multitask",
     "nash",
+    "nash_mtl",
     "pcd",
     "pcgrad",
     "pl_alpha",

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from optax.experimental import aggregating
 
 from jaxneg.mtl.gram import combine, gram, task_count
-from jaxneg.mtl.nash import clipped
+from jaxneg.mtl.nash import clipped, nash
 from jaxneg.mtl.rules import Answer, Asked, FamoState, observed, rule_of
 
 
@@ -256,6 +256,52 @@ def multitask(
         return combined, MultitaskState(state.count + 1, kept, answer.state)
 
     return aggregating.Aggregator(init, update)
+
+
+def nash_mtl(
+    update_every: int | None = None,
+    max_norm: float | None = 1.0,
+    *,
+    n_tasks: int | None = None,
+    **options: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """Nash-MTL as a whole: `multitask` with `nash`, weights shared by T tasks, and the clip behind it.
+
+    ``g = (1/T) sum_i w_i J_i``, scaled to at most max_norm. With weights of this very call
+    ``|g| = 1 / sqrt(T)``; the clip acts where they are older.
+
+    Args:
+        update_every: how many calls use the same weights; None is 25 where n_tasks is given, and otherwise 1.
+        max_norm: of the whole gradient; None does not clip.
+        n_tasks: T. Weights can be kept only where it is known before the first call.
+        **options: of `multitask`: shared, param_filter, head_weighting, smoothing.
+
+    Returns:
+        The first link of an ``optax.chain``, which removes the leading task axis.
+
+    Raises:
+        ValueError: max_norm <= 0, or as `multitask`, above all update_every > 1 without n_tasks.
+
+    Source:
+        arXiv:2202.01017, Algorithm 1; with 1/T, every 25 steps and the clip as arXiv:2306.00354's code.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> tx = optax.chain(nash_mtl(), optax.sgd(1.0))
+        >>> params = {"w": jnp.zeros(2)}
+        >>> updates, _ = tx.update({"w": jnp.diag(jnp.array([1.0, 4.0]))}, tx.init(params), params)
+        >>> [round(float(x), 6) for x in updates["w"]]
+        [-0.5, -0.5]
+    """
+    if max_norm is not None and max_norm <= 0:
+        raise ValueError(f"max_norm: expected a positive norm, or None not to clip, got {max_norm}")
+    every = update_every if update_every is not None else 1 if n_tasks is None else 25
+
+    def nash_over_tasks(G: Array) -> Array:
+        return nash(G) / G.shape[0]
+
+    weigh = multitask(nash_over_tasks, n_tasks=n_tasks, update_every=every, **options)
+    return optax.chain(weigh, *(() if max_norm is None else (optax.clip_by_global_norm(max_norm),)))
 
 
 def famo_observe(opt_state: Any, L_after: Float[Array, " tasks"]) -> Any:

@@ -415,8 +415,7 @@ def chain(method, k=3):
         groups = {"network": optax.adam(0.01), "log_scale": optax.adam(0.025)}
         return optax.partition(groups, {"network": "network", "log_scale": "log_scale"})
     if method == "nash":
-        link = mtl.multitask("nash", n_tasks=k, update_every=25, max_norm=None)
-        return optax.chain(link, optax.scale(1 / k), optax.clip_by_global_norm(1.0), optax.adam(0.01))
+        return optax.chain(mtl.nash_mtl(n_tasks=k), optax.adam(0.01))
     if method == "pcgrad":
         return optax.chain(mtl.multitask("pcgrad"), optax.scale(1 / k), optax.adam(0.01))
     return optax.adam(0.01)

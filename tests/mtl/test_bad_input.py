@@ -31,6 +31,7 @@ from jaxneg.mtl import (
     mgda,
     multitask,
     nash,
+    nash_mtl,
     pcd,
     pcgrad,
     rlw_weights,
@@ -319,6 +320,8 @@ LINK_MISTAKES = {
     ),
     "solver": (lambda: multitask("mgda", solver="x"), ValueError, "solver: expected one of"),
     "max_norm": (lambda: multitask("nash", max_norm=-1.0), ValueError, "max_norm: expected a positive norm"),
+    "nash_mtl max_norm": (lambda: nash_mtl(max_norm=0.0), ValueError, "max_norm: expected a positive norm"),
+    "nash_mtl n_tasks": (lambda: nash_mtl(25), ValueError, "n_tasks: update_every > 1 keeps a state"),
     "alpha": (
         lambda: multitask("fairgrad", alpha=-1.0),
         ValueError,

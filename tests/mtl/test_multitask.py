@@ -29,6 +29,7 @@ from jaxneg.mtl import (
     mgda,
     multitask,
     nash,
+    nash_mtl,
     pcgrad,
     rlw_weights,
     upgrad,
@@ -231,6 +232,18 @@ def test_update_every_renews_nashs_clip():
         jac = jax.tree.map(lambda leaf, n=n: leaf * 1000.0**n, JACS[0])
         direction, state = link.update(jac, state, PARAMS)
         assert np.linalg.norm(row(direction)) == pytest.approx(1.0, rel=1e-4)
+
+
+@pytest.mark.parametrize("n_tasks", [None, TASKS])
+def test_nash_mtl_weighs_by_a_share_of_the_tasks_and_clips_stale_weights(n_tasks):
+    link = nash_mtl(n_tasks=n_tasks)
+    update, state = jax.jit(link.update), link.init(PARAMS)
+    for n, length in enumerate((TASKS**-0.5, TASKS**-0.5 if n_tasks is None else 1.0)):
+        jac = jax.tree.map(lambda leaf, n=n: leaf * 1000.0**n, JACS[0])
+        direction, state = update(jac, state, PARAMS)
+        assert np.linalg.norm(row(direction)) == pytest.approx(length, rel=1e-4)
+        expected = np.asarray(nash(gram(JACS[0]))) @ rows(JACS[0])
+        np.testing.assert_allclose(row(direction), expected * length / np.linalg.norm(expected), rtol=2e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["mgda", "dwa"])
