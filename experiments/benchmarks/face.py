@@ -35,7 +35,7 @@ from jaxneg.face import (
     contrastive_pair_loss,
     nonzero_mean,
     sharded_margin_softmax,
-    triplet_margin_loss,
+    triplet_margin_mean,
     unpg_loss,
 )
 from jaxneg.train.compile import matmul_flops
@@ -156,7 +156,7 @@ def our_loss(name: str, size: Size) -> Callable[[], Any]:
     def of_pairs(x: jax.Array, w: jax.Array, y: jax.Array) -> jax.Array:
         del w
         if name == "triplet":
-            return nonzero_mean(triplet_margin_loss(x, y))
+            return triplet_margin_mean(x, y)
         losses, pairs = contrastive_pair_loss(x, y)
         return nonzero_mean(losses, pairs["positive"]) + nonzero_mean(losses, pairs["negative"])
 

@@ -189,9 +189,9 @@ def make_ant_loss(
 
     The chains of the paper for "tasks", with k intervals and ``jaxneg.mtl``'s links:
     ``chain(multitask("pcgrad"), scale(1 / k), adamw(1e-4))`` and ``chain(nash_mtl(n_tasks=k), adamw(1e-4))``;
-    for "uw" ``partition({"network": adamw(1e-4), "log_scale": adam(0.025)}, {"network": "network", "log_scale":
-    "log_scale"})``. One interval with "linear" is ordinary training, uniform in its timesteps: ``[0, T]``
-    for the whole network, ``[t_1, t_2]`` for a specialist.
+    for "uw" ``partition({"network": adamw(1e-4), "log_scale": adam(0.025)}, {"network": "network",
+    "log_scale": "log_scale"})``. One interval with "linear" is ordinary training, uniform in its timesteps:
+    ``[0, T]`` for the whole network, ``[t_1, t_2]`` for a specialist.
 
     Example b of a batch is in interval b mod k: on a mesh that shards the batch every device then holds the
     same share of every interval, and only the k means cross it.

@@ -20,6 +20,7 @@ from jaxneg.face.pairs import (
     nonzero_mean,
     pair_similarities,
     triplet_margin_loss,
+    triplet_margin_mean,
 )
 from jaxneg.face.partial_fc import sharded_margin_softmax
 from jaxneg.face.sampled_updates import update_sampled_rows
@@ -73,6 +74,7 @@ __all__ = [
     "tar_at_far",
     "tenfold_accuracy",
     "triplet_margin_loss",
+    "triplet_margin_mean",
     "unpg_log_partition",
     "unpg_loss",
     "update_sampled_rows",

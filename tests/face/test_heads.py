@@ -1,5 +1,6 @@
 """Margins and pair losses: definitions by angles, limits, gradients at the poles, missing pairs."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +19,7 @@ from jaxneg.face import (
     nonzero_mean,
     sphereface_cosine,
     triplet_margin_loss,
+    triplet_margin_mean,
 )
 
 THETA = np.linspace(0.05, np.pi - 0.05, 40).astype(np.float32)
@@ -116,6 +118,15 @@ def test_pair_losses_by_brute_force():
     np.testing.assert_allclose(
         nonzero_mean(triplet_margin_loss(X, Y)), np.mean([t for t in triplets if t > 0]), rtol=1e-4
     )
+    for margin in (0.0, 0.5, 2.0):
+        means = [
+            jax.value_and_grad(mean)(jnp.asarray(X, jnp.float32))
+            for mean in (
+                lambda x, margin=margin: nonzero_mean(triplet_margin_loss(x, Y, margin=margin)),
+                lambda x, margin=margin: triplet_margin_mean(x, Y, margin=margin),
+            )
+        ]
+        chex.assert_trees_all_close(*means, rtol=1e-4, atol=1e-6)
     cosine, gamma, m = 1 - d**2 / 2, 8.0, 0.25
     inner = np.log(sum(np.exp(-gamma * max(1 + m - cosine[p], 0) * (cosine[p] - 1 + m)) for p in positive))
     inner += np.log(sum(np.exp(gamma * max(cosine[p] + m, 0) * (cosine[p] - m)) for p in negative))
@@ -130,6 +141,7 @@ def test_missing_pairs(labels):
         "circle": lambda x: circle_pair_loss(x, labels),
         "contrastive": lambda x: nonzero_mean(contrastive_pair_loss(x, labels)[0]),
         "triplet": lambda x: nonzero_mean(triplet_margin_loss(x, labels)),
+        "triplet mean": lambda x: triplet_margin_mean(x, labels),
     }
     for name, loss in losses.items():
         value, gradient = jax.value_and_grad(loss)(x)

@@ -243,7 +243,9 @@ def test_nash_mtl_weighs_by_a_share_of_the_tasks_and_clips_stale_weights(n_tasks
         direction, state = update(jac, state, PARAMS)
         assert np.linalg.norm(row(direction)) == pytest.approx(length, rel=1e-4)
         expected = np.asarray(nash(gram(JACS[0]))) @ rows(JACS[0])
-        np.testing.assert_allclose(row(direction), expected * length / np.linalg.norm(expected), rtol=2e-3, atol=1e-5)
+        np.testing.assert_allclose(
+            row(direction), expected * length / np.linalg.norm(expected), rtol=2e-3, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("method", ["mgda", "dwa"])
