@@ -104,6 +104,7 @@ class RunDir(AbstractContextManager["RunDir"]):
         self._console = Console(stderr=True)
         self._bars: Progress | None = None
         self._events: SummaryWriter | None = None
+        self._in_a_hurry: list[bool] = []  # what held outside, of each time that the run is entered
         for folder in ("checkpoints", "figures"):
             (path / folder).mkdir(exist_ok=True)
 
@@ -296,7 +297,20 @@ class RunDir(AbstractContextManager["RunDir"]):
             self._events.close()
             self._events = None
 
+    def __enter__(self) -> Self:
+        """A smoke run's programs run for a moment only: jax compiles them without optimisations meanwhile."""
+        if self.preset == "smoke":
+            import jax
+
+            self._in_a_hurry.append(jax.config.read("jax_disable_most_optimizations"))
+            jax.config.update("jax_disable_most_optimizations", True)
+        return self
+
     def __exit__(self, *exception: object) -> None:
+        if self.preset == "smoke":
+            import jax
+
+            jax.config.update("jax_disable_most_optimizations", self._in_a_hurry.pop())
         self.close()
 
     def _bar(self, items: Iterable[T], description: str, total: int | None) -> Iterator[T]:

@@ -92,8 +92,6 @@ class Config:
     labels."""
     history: Literal["memory", "checkpoints"] = "memory"
     """Where earlier students are kept: in the host's memory, rounded to bfloat16, or as checkpoints."""
-    hurry: bool = False
-    """Whether to compile in a hurry: programs start sooner and run slower."""
     svamp_seeds: int = 0
     """Runs on SVAMP, with its real questions and PaLM's rationales; 0 leaves it out."""
     svamp_steps: int = 1500
@@ -145,7 +143,7 @@ class Config:
         """Sizes and choices of the training."""
         names = (
             *("width", "layers", "heads", "hidden", "batch", "steps", "learning_rate", "warmup", "refresh"),
-            *("back", "temperature", "beta", "delta", "judge_steps", "judge_pretraining", "history", "hurry"),
+            *("back", "temperature", "beta", "delta", "judge_steps", "judge_pretraining", "history"),
         )
         return recipe_of(self.world, **{name: getattr(self, name) for name in names})
 
@@ -170,7 +168,6 @@ PRESETS: dict[str, Config] = {
         judge_steps=1,
         judge_pretraining=2,
         history="checkpoints",
-        hurry=True,
     ),
     # Shorter problems, a narrower student, fewer steps and fewer seeds than "full": minutes instead of hours.
     "cpu": Config(),

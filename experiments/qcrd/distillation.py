@@ -34,10 +34,6 @@ ARMS: tuple[Arm, ...] = ("finetune", "dss", "ed", "nk", "qcrd")
 """Labels alone; and one rationale as it is (distilling-step-by-step); several that agree with the majority;
 and negatives; and the judge."""
 NAMES = {"finetune": "finetune", "dss": "DSS", "ed": "+ED", "nk": "+ED +NK", "qcrd": "QCRD"}
-IN_A_HURRY: dict[str, Any] = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-}
 WITH_NEGATIVES: tuple[Arm, ...] = ("nk", "qcrd")
 
 
@@ -70,8 +66,6 @@ class Recipe:
     beta: float = 0.2
     delta: float = 3.0
     history: Literal["memory", "checkpoints"] = "memory"
-    hurry: bool = False
-    """Whether to compile in a hurry: programs start sooner and run slower."""
 
 
 class Corpus(NamedTuple):
@@ -221,16 +215,14 @@ def programs(recipe: Recipe) -> Programs:
         "qcrd": make_qcrd_step(model.encode, model.decode, tx, cfg, **judged),
     }
 
-    options: dict[str, Any] = {"compiler_options": IN_A_HURRY if recipe.hurry else {}}
-
-    @partial(jax.jit, static_argnames="arm", donate_argnums=0, **options)
+    @partial(jax.jit, static_argnames="arm", donate_argnums=0)
     def train(state: Any, data: Mapping[str, Array], index: Array, arm: Arm) -> tuple[Any, dict[str, Array]]:
         def one(state: Any, rows: Array) -> tuple[Any, dict[str, Array]]:
             return steps[arm](state, {name: array[rows] for name, array in data.items()})
 
         return jax.lax.scan(one, state, index)
 
-    @partial(jax.jit, static_argnames=("length", "temperature"), **options)
+    @partial(jax.jit, static_argnames=("length", "temperature"))
     def write(
         key: Array, params: Any, questions: Array, length: int, temperature: float
     ) -> tuple[Array, Array]:

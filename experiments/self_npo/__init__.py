@@ -95,8 +95,6 @@ class Config:
     """Points drawn of every arm at every guidance; of digits half as many."""
     all_arms: bool = True
     """Whether to run every arm, or the fewest that the claims need."""
-    hurry: bool = False
-    """Whether to compile in a hurry: programs start sooner and run slower."""
     dit: Literal["S", "B", "L", "XL"] = "XL"
     """Size of the DiT that `compile` compiles, with patches of 2."""
     latent_batch: int = 5120
@@ -151,7 +149,6 @@ PRESETS: dict[str, Config] = {
         pairs=400,
         samples=400,
         all_arms=False,
-        hurry=True,
     ),
     "cpu": Config(),
     "paper": Config(seeds=50, digit_seeds=50, samples=20_000, latent_steps=1000),
@@ -245,9 +242,7 @@ def plane_parts(config: Config) -> tuple[Part, Part]:
     ):
         task = mixture.mixture_task(width)
         measured = Measured(task, config.samples, GUIDANCES, mixture.log_density, quality)
-        parts.append(
-            Part(name, measured, base_steps, steps, config.preference_steps, config.pairs, config.hurry)
-        )
+        parts.append(Part(name, measured, base_steps, steps, config.preference_steps, config.pairs))
     return parts[0], parts[1]
 
 
@@ -276,7 +271,6 @@ def digit_part(config: Config) -> Part:
         config.steps,
         config.preference_steps,
         config.pairs,
-        config.hurry,
     )
 
 

@@ -90,8 +90,6 @@ class Part(NamedTuple):
     """Of Self-NPO."""
     preference_steps: int
     pairs: int
-    hurry: bool
-    """Whether to compile in a hurry."""
 
     @property
     def task(self) -> Task:
@@ -141,7 +139,7 @@ class _Runner:
     """What the networks and the arms of a part share."""
 
     def __init__(self, part: Part, arms: Sequence[Arm], keys: PRNGKeyArray, run_dir: RunDir):
-        self.part, self.arms, self.run_dir, self.programs = part, arms, run_dir, programs(part.hurry)
+        self.part, self.arms, self.run_dir, self.programs = part, arms, run_dir, programs()
         self.of_base, self.of_network, self.of_pairs, self.of_samples = jax.vmap(
             partial(jax.random.split, num=4), out_axes=1
         )(keys)
@@ -276,24 +274,14 @@ class Programs(NamedTuple):
 
 
 @lru_cache
-def programs(hurry: bool) -> Programs:
-    """Functions of all seeds, compiled once for each task and settings.
-
-    Args:
-        hurry: whether to compile in a hurry, for programs that run for a moment only.
-
-    Returns:
-        The functions.
-    """
-    options = (
-        {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True} if hurry else {}
-    )
+def programs() -> Programs:
+    """Functions of all seeds, compiled once for each task and settings."""
 
     def compiled(function: Callable[..., Any], static: int) -> Callable[..., Any]:
         def of_seeds(*arguments: Any) -> Any:
             return over_seeds(partial(function, *arguments[:static]))(*arguments[static:])
 
-        return jax.jit(of_seeds, static_argnums=tuple(range(static)), compiler_options=options)
+        return jax.jit(of_seeds, static_argnums=tuple(range(static)))
 
     return Programs(
         compiled(train_base, 2),

@@ -92,8 +92,6 @@ class Config:
     """Images of each pair of a text and a negative text, at least 4."""
     all_arms: bool = False
     """Whether to run every arm, or the fewest that the claims need."""
-    hurry: bool = False
-    """Whether to compile in a hurry: programs start sooner and run slower."""
     pod_batch: int = 256
     """Latents in the step that `compile` compiles, and nothing else reads; a multiple of 64."""
 
@@ -128,7 +126,6 @@ PRESETS: dict[str, Config] = {
         dit_rank=2,
         samples=100,
         images=8,
-        hurry=True,
     ),
     # With half the steps and half the batch a student is still far from its end, whatever the scale.
     "cpu": Config(),
@@ -254,8 +251,6 @@ class _Runner:
     def __init__(self, config: Config, run_dir: RunDir):
         self.config, self.run_dir = config, run_dir
         self.programs: dict[Any, Callable[..., Any]] = {}
-        hurried = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-        self.options = hurried if config.hurry else {}
 
     def train(self, backbone: Backbone, keys: jax.Array) -> dict[str, Any]:
         """Teachers of all seeds, and their losses."""
@@ -309,7 +304,7 @@ class _Runner:
         return self._stage(f"samples_{backbone.name}", lambda: {"frechet": program(params, keys)})["frechet"]
 
     def _program(self, name: Any, function: Callable[..., Any]) -> Callable[..., Any]:
-        made = jax.jit(over_seeds(function), compiler_options=self.options)
+        made = jax.jit(over_seeds(function))
         return self.programs.setdefault(name, made)
 
     def _stage(self, name: str, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:

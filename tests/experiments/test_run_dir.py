@@ -1,11 +1,13 @@
 """The run folder: new each time, whole files only, stages that are computed once."""
 
 import errno
+import functools
 import json
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -42,6 +44,19 @@ def test_create_writes_the_config(run_dir, tmp_path):
     assert written["experiment"] == "demo"
     assert written["preset"] == "smoke"
     assert written["config"]["inner"] == {"rate": 0.1, "names": ["a", "b"]}
+
+
+def test_programs_of_a_smoke_run_compile_in_a_hurry(run_dir, tmp_path):
+    hurry = functools.partial(jax.config.read, "jax_disable_most_optimizations")
+    with run_dir:  # entered twice, as `run_experiment` does
+        assert hurry()
+    assert hurry()
+    run_dir.__exit__()
+    outside = hurry()
+    with RunDir.create("demo", Settings(), preset="cpu", runs=tmp_path):
+        assert hurry() == outside
+    run_dir.__enter__()
+    assert hurry()
 
 
 def test_config_survives_json():

@@ -261,7 +261,7 @@ def test_a_wrong_config(fields, message):
 @pytest.fixture
 def part():
     measured = Measured(TASK, 40, GUIDANCES, mixture.log_density, mixture.log_density)
-    return Part("plane", measured, 3, 3, 30, 40, False)
+    return Part("plane", measured, 3, 3, 30, 40)
 
 
 @pytest.mark.slow
@@ -296,7 +296,7 @@ def test_smoke_run(tmp_path, monkeypatch):
     assert [len(table["rows"]) for table in report["tables"]] == [6, 5, 3, 2, 1, 5, 4, 3, 7]
     assert (tmp_path / "run" / "metrics.jsonl").read_text().count("\n") >= 50
     (tmp_path / "run" / "report.json").unlink()
-    monkeypatch.setattr(arms, "programs", lambda hurry: None)  # the stages are read, not computed again
+    monkeypatch.setattr(arms, "programs", lambda: None)  # the stages are read, not computed again
     with RunDir.resume(tmp_path / "run", "self_npo", Config) as run_dir:
         again = run_experiment(run_dir)
     assert again["claims"] == report["claims"]
