@@ -256,7 +256,7 @@ def programs(recipe: Recipe) -> Programs:
 
     judge_step = make_step(pretraining_loss, judge_tx)
 
-    @partial(jax.jit, **options)
+    @jax.jit
     def pretrain(key: Array, params: Any, data: Mapping[str, Array], index: Array) -> tuple[Any, Array]:
         def one(state: Any, rows: Array) -> tuple[Any, Array]:
             state, metrics = judge_step(state, {name: array[rows] for name, array in data.items()})
@@ -265,7 +265,7 @@ def programs(recipe: Recipe) -> Programs:
         state, losses = jax.lax.scan(one, init_state(params, judge_tx, key), index)
         return state.params, losses
 
-    @partial(jax.jit, **options)
+    @jax.jit
     def score(params: Any, questions: Array, rationales: Array, mask: Array) -> Array:
         return judge.apply(params, questions, questions != recipe.pad, rationales, mask)
 
@@ -277,8 +277,7 @@ def programs(recipe: Recipe) -> Programs:
             return init_qcrd(key, student, tx, jax.tree.map(jnp.copy, judge_params), judge_tx)
         return init_qcrd(key, student, tx)
 
-    begin, begin_judge = (jax.jit(each, **options) for each in (model.init, judge.init))
-    return Programs(begin, begin_judge, train, write, pretrain, score, start)
+    return Programs(jax.jit(model.init), jax.jit(judge.init), train, write, pretrain, score, start)
 
 
 def schedule(recipe: Recipe) -> optax.Schedule:

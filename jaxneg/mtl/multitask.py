@@ -298,7 +298,8 @@ def nash_mtl(
     every = update_every if update_every is not None else 1 if n_tasks is None else 25
 
     def nash_over_tasks(G: Array) -> Array:
-        return nash(G) / G.shape[0]
+        weights, _ = nash(G, return_info=True)
+        return weights / G.shape[0]
 
     weigh = multitask(nash_over_tasks, n_tasks=n_tasks, update_every=every, **options)
     return optax.chain(weigh, *(() if max_norm is None else (optax.clip_by_global_norm(max_norm),)))
