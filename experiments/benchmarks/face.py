@@ -73,8 +73,9 @@ def run(repeats: int = 21) -> dict[str, Any]:
     Returns:
         ``settings``; ``losses`` and ``unpg``: ``ratio_median`` is the peer's time over ours, ``losses_apart``
         and ``direction_apart`` are relative distances of losses and gradients, ``roofline_seconds`` the least
-        time at the measured peaks; ``unpg_memory``: ``ours_bytes``, ``peer_bytes`` and ``peer_over_ours``;
-        ``sampling``: ``ratio_median`` is the time with all classes over that with a tenth,
+        time at the measured peaks; ``unpg_memory_given_back``: likewise, in a process that does not keep
+        what it frees, as processes are by default; ``unpg_memory``: ``ours_bytes``, ``peer_bytes`` and
+        ``peer_over_ours``; ``sampling``: ``ratio_median`` is the time with all classes over that with a tenth,
         ``matmul_flops_ratio`` the same of the products, drawing and gathering left out.
 
     Raises:
@@ -98,6 +99,7 @@ def run(repeats: int = 21) -> dict[str, Any]:
         },
         "losses": in_a_process(cores[:1], losses_compared, HEADS, PAIRS, repeats),
         "unpg": in_a_process(cores[:1], unpg_compared, UNPG, repeats),
+        "unpg_memory_given_back": in_a_process(cores[:1], unpg_compared, UNPG, repeats, keep_memory=False),
         "unpg_memory": unpg_memory(cores[:1], UNPG),
         "sampling": in_a_process(cores, sampling_compared, SHARDED, repeats),
     }
