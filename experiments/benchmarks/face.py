@@ -75,8 +75,8 @@ def run(repeats: int = 21) -> dict[str, Any]:
         and ``direction_apart`` are relative distances of losses and gradients, ``roofline_seconds`` the least
         time at the measured peaks; ``unpg_memory_given_back``: likewise, in a process that does not keep
         what it frees, as processes are by default; ``unpg_memory``: ``ours_bytes``, ``peer_bytes`` and
-        ``peer_over_ours``; ``sampling``: ``ratio_median`` is the time with all classes over that with a tenth,
-        ``matmul_flops_ratio`` the same of the products, drawing and gathering left out.
+        ``peer_over_ours``; ``sampling``: ``ratio_median`` is the time with all classes over that with a
+        tenth, ``matmul_flops_ratio`` the same of the products, drawing and gathering left out.
 
     Raises:
         ImportError: torch or pytorch-metric-learning is not installed.
