@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, ArrayLike, Float, Int, Num, PRNGKeyArray
 
@@ -220,7 +220,7 @@ def make_sharded_round(
     splits each batch of the target over the same axis, if that divides it.
 
     Args:
-      mesh: A mesh with automatic axes.
+      mesh: A mesh, its axes automatic or explicit.
       cfg: What a round does.
       network: The network.
       axis: The mesh axis over which clients are spread; it must divide their number.
@@ -234,7 +234,15 @@ def make_sharded_round(
     """
     if axis not in mesh.shape:
         raise ValueError(f"axis: the mesh has axes {tuple(mesh.axis_names)}, not {axis!r}")
-    return jax.jit(lambda state, data, rng: _round(state, data, rng, cfg, network, mesh, axis))
+    compiled = jax.jit(lambda state, data, rng: _on_mesh(state, data, rng, cfg, network, mesh, axis))
+    if AxisType.Explicit not in mesh.axis_types:
+        return compiled
+
+    def sharded(state: FedKAState, data: FedKAData, rng: PRNGKeyArray) -> tuple[FedKAState, dict[str, Array]]:
+        with jax.set_mesh(mesh):  # what lies on one device goes onto the mesh
+            return compiled(state, data, rng)
+
+    return sharded
 
 
 def make_fedka_step(
@@ -260,7 +268,10 @@ def make_fedka_step(
         raise ValueError(f"axis: the mesh has axes {tuple(mesh.axis_names)}, not {axis!r}")
 
     def step(state: FedKAState, data: FedKAData) -> tuple[FedKAState, dict[str, Array]]:
-        return _round(state, data, jax.random.fold_in(state.key, state.step), cfg, network, mesh, axis)
+        rng = jax.random.fold_in(state.key, state.step)
+        if mesh is None:
+            return _round(state, data, rng, cfg, network, None, axis)
+        return _on_mesh(state, data, rng, cfg, network, mesh, axis)
 
     return step
 
@@ -506,6 +517,39 @@ def predict(
     logp = jax.lax.map(rows, jnp.asarray(starts))
     last = count - (len(starts) - 1) * size  # without the rows that the last batch repeats
     return jnp.concatenate([logp[:-1].reshape(-1, logp.shape[-1]), logp[-1, -last:]])
+
+
+def _on_mesh(
+    state: FedKAState,
+    data: FedKAData,
+    rng: PRNGKeyArray,
+    cfg: FedKAConfig,
+    network: FedKANetwork,
+    mesh: Mesh,
+    axis: str,
+) -> tuple[FedKAState, dict[str, Array]]:
+    """The round on a mesh; explicit axes are automatic inside, where the compiler shards the cloud's part."""
+    if AxisType.Explicit not in mesh.axis_types:
+        return _round(state, data, rng, cfg, network, mesh, axis)
+    one_round = functools.partial(_round, cfg=cfg, network=network, axis=axis)
+    outputs = jax.eval_shape(functools.partial(one_round, mesh=None), *_unsharded((state, data, rng)))
+    clients = per_client("state.clients", state.clients)
+    whole = jax.tree.map(lambda _: P(), outputs)
+    of_clients = jax.tree.map(lambda _: P(axis), outputs[0].clients)
+    measured = {name: P(axis) if value.shape == (clients,) else P() for name, value in outputs[1].items()}
+    specs = whole[0]._replace(clients=of_clients), measured
+
+    def automatic(
+        state: FedKAState, data: FedKAData, rng: PRNGKeyArray
+    ) -> tuple[FedKAState, dict[str, Array]]:
+        return one_round(state, data, rng, mesh=jax.sharding.get_abstract_mesh())
+
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        return jax.sharding.auto_axes(automatic, axes=mesh.axis_names, out_sharding=specs)(state, data, rng)
+
+
+def _unsharded(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), tree)
 
 
 def _round(
