@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, ArrayLike, Float, Int, Num, PRNGKeyArray
 
@@ -246,7 +246,11 @@ def make_sharded_round(
 
 
 def make_fedka_step(
-    cfg: FedKAConfig, *, network: FedKANetwork, mesh: Mesh | None = None, axis: str = "client"
+    cfg: FedKAConfig,
+    *,
+    network: FedKANetwork,
+    mesh: Mesh | AbstractMesh | None = None,
+    axis: str = "client",
 ) -> Callable[[FedKAState, FedKAData], tuple[FedKAState, dict[str, Array]]]:
     """A round as a step ``(state, data) -> (state, metrics)``, for a training loop with checkpoints.
 
@@ -255,7 +259,7 @@ def make_fedka_step(
     Args:
       cfg: What a round does.
       network: The network.
-      mesh: If given, clients are spread over it.
+      mesh: If given, clients are spread over it; its devices need not be known yet.
       axis: Over which of its axes.
 
     Returns:
@@ -525,7 +529,7 @@ def _on_mesh(
     rng: PRNGKeyArray,
     cfg: FedKAConfig,
     network: FedKANetwork,
-    mesh: Mesh,
+    mesh: Mesh | AbstractMesh,
     axis: str,
 ) -> tuple[FedKAState, dict[str, Array]]:
     """The round on a mesh; explicit axes are automatic inside, where the compiler shards the cloud's part."""
@@ -545,7 +549,8 @@ def _on_mesh(
         return one_round(state, data, rng, mesh=jax.sharding.get_abstract_mesh())
 
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        return jax.sharding.auto_axes(automatic, axes=mesh.axis_names, out_sharding=specs)(state, data, rng)
+        on_mesh: Any = jax.sharding.auto_axes(automatic, axes=mesh.axis_names, out_sharding=specs)
+        return on_mesh(state, data, rng)
 
 
 def _unsharded(tree: Any) -> Any:
@@ -558,7 +563,7 @@ def _round(
     rng: PRNGKeyArray,
     cfg: FedKAConfig,
     network: FedKANetwork,
-    mesh: Mesh | None,
+    mesh: Mesh | AbstractMesh | None,
     axis: str,
 ) -> tuple[FedKAState, dict[str, Array]]:
     clients = per_client("state.clients", state.clients)
