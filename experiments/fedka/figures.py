@@ -4,6 +4,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from experiments.claims import mean_interval
 from experiments.fedka.results import PAPER_GAINS, Part, rows_of
@@ -113,14 +114,13 @@ def draw_gains(parts: list[Part]) -> Figure:
                     axis.errorbar(estimate, height, xerr=errors, fmt="o", color=colour, capsize=3)
                 names.append(row)
         axis.axvline(0, color="black", linewidth=1)
-        if part.title in PAPER_GAINS:
-            paper = PAPER_GAINS[part.title]
-            axis.axvline(paper, color="black", linewidth=1, linestyle=":")
-            axis.annotate(f"the paper's FedKA: +{paper:g}", (paper, -0.6), xytext=(-4, 0),
-                          textcoords="offset points", ha="right", va="center", fontsize=8)  # fmt: skip
+        title = part.title
+        if title in PAPER_GAINS:
+            axis.axvline(PAPER_GAINS[title], color="black", linewidth=1, linestyle=":")
+            title += f"\n(dotted: the paper's FedKA, +{PAPER_GAINS[title]:g})"
         axis.set_yticks(range(len(names)), names)
-        axis.set_ylim(len(names) - 0.5, -1)
-        axis.set(title=part.title, xlabel="gain over FedAvg (points)")
+        axis.set_ylim(len(names) - 0.5, -0.5)
+        axis.set(title=title, xlabel="gain over FedAvg (points)")
         axis.grid(axis="x", alpha=0.3)
     return figure
 
@@ -144,11 +144,15 @@ def draw_votes(parts: list[Part]) -> Figure:
             axis.plot(votes.ravel(), gains.ravel(), ".", color=COLOURS[method], alpha=0.3)
             axis.plot(votes.mean(1), gains.mean(1), "o", color=COLOURS[method])
         ceiling = axis.get_ylim()[1]
-        for target, vote in zip(part.targets, part.late(FED_KA, "votes").mean(1), strict=True):
-            axis.annotate(target, (vote, ceiling), xytext=(0, -10), textcoords="offset points", ha="center",
-                          fontsize=8)  # fmt: skip
+        votes = part.late(FED_KA, "votes").mean(1)
+        for number, place in enumerate(np.argsort(votes)):
+            axis.annotate(
+                part.targets[place], (votes[place], ceiling), xytext=(0, 14 if number % 2 else 3),
+                textcoords="offset points", ha="center", fontsize=8, annotation_clip=False,
+            )  # fmt: skip
         axis.axhline(0, color="black", linewidth=1)
-        axis.set(title=part.title, xlabel="votes that are right (%)")
+        axis.set_title(part.title, pad=26)
+        axis.set(xlabel="votes that are right (%)", ylim=(None, ceiling))
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("tuned minus averaged model (points)")
     names = {FED_AVG: "FedAvg + voting"}
@@ -165,6 +169,7 @@ def _band(axis: Axes, found: np.ndarray, colour: str) -> None:
     estimates, lows, highs, _ = np.array([mean_interval(values) for values in found.T]).T
     rounds = np.arange(1, len(estimates) + 1)
     axis.plot(rounds, estimates, color=colour)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(found) > 1:
         axis.fill_between(rounds, lows, highs, color=colour, alpha=0.12, linewidth=0)
 
