@@ -82,7 +82,7 @@ class _File:
         self.path = path
         try:
             self.arrays = {name: x for name, x in loadmat(path).items() if not name.startswith("__")}
-        except (ValueError, OSError, EOFError, TypeError, NotImplementedError) as error:
+        except Exception as error:  # scipy's own, or whatever its parser meets in a damaged header
             raise ValueError(f"{path} is no MATLAB file that can be read ({error}): get it again") from error
 
     def __getitem__(self, name: str) -> Any:

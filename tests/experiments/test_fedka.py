@@ -203,9 +203,10 @@ def test_a_wrong_digit_five(tmp_path, name, change, message):
     assert str(tmp_path / name) in str(error.value)
 
 
-def test_a_damaged_digit_five(tmp_path):
-    write_mats(tmp_path, mat_arrays())
-    (tmp_path / "usps_28x28.mat").write_bytes(b"none")
+@pytest.mark.parametrize("length", [4, 200, 400])
+def test_a_damaged_digit_five(tmp_path, length):
+    path = write_mats(tmp_path, mat_arrays()) / "usps_28x28.mat"
+    path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(
         ValueError, match=r"usps_28x28\.mat is no MATLAB file that can be read .*: get it again"
     ):
