@@ -202,7 +202,8 @@ class _Convolution(nnx.Module):
         self.bias = nnx.Param(init(rngs.params(), (outputs,)))
 
     def __call__(self, x: Float[Array, "batch height width inputs"]) -> Float[Array, "batch h w outputs"]:
-        kernel, size = self.kernel[...], self.kernel.shape[0]
+        dtype = jnp.promote_types(x.dtype, self.kernel.dtype)  # XLA's convolution wants one type
+        x, kernel, size = x.astype(dtype), self.kernel[...].astype(dtype), self.kernel.shape[0]
         height, width = (side - size + 1 for side in x.shape[1:3])
 
         def patches(x: Array, kernel: Array) -> Array:
