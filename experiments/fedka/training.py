@@ -77,6 +77,12 @@ UNANIMOUS = Method("FedKA, unanimous votes", disentangle=True, match=True, vote=
 NEEDED = (FED_AVG, ALIGNED, FED_KA)
 """What the claims are about."""
 METHODS = (FED_AVG, FED_PROX, F_DANN, F_DAN, F_DAN_VOTE, ALIGNED, FED_KA, UNANIMOUS)
+SETS: dict[str, tuple[Method, ...]] = {
+    "needed": NEEDED,
+    "ablation": (FED_AVG, F_DANN, F_DAN, ALIGNED, FED_KA),
+    "all": METHODS,
+}
+"""What can be trained."""
 
 SHARES = {
     "accuracy": "accuracy",

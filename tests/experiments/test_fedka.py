@@ -25,6 +25,7 @@ from experiments.fedka.training import (
     FED_KA,
     METHODS,
     NEEDED,
+    SETS,
     federated_domains,
     kept,
     train,
@@ -356,7 +357,7 @@ def test_voting_leaves_the_average_of_fed_avg_alone():
 
 
 def test_methods():
-    assert set(NEEDED) < set(METHODS)
+    assert set(NEEDED) < set(SETS["ablation"]) < set(METHODS)
     assert len({method.stage for method in METHODS}) == len(METHODS)
     assert all(re.fullmatch(r"[a-z0-9-]+", method.stage) for method in METHODS)
     assert [method for method in METHODS if method.averaged] == [FED_AVG, METHODS[1], F_DANN]
@@ -519,6 +520,7 @@ def test_presets():
         ({"benchmark_seeds": 1}, "benchmark_seeds: expected at least 2, got 1"),
         ({"benchmarks": ("mnist",)}, "benchmarks: expected some of digit-five, amazon, got 'mnist'"),
         ({"accum": 5}, "accum: expected a divisor of steps = 16, got 5"),
+        ({"methods": "none"}, "methods: expected one of needed, ablation, all, got 'none'"),
         ({"eval_bn": "none"}, "eval_bn: expected one of batch, running, got 'none'"),
         ({"pod_clients": 100}, "pod_clients: expected a positive multiple of 256, got 100"),
         ({"pod_examples": 0}, "pod_examples: expected at least 1, got 0"),
