@@ -71,7 +71,7 @@ class Config:
     eval_bn: Literal["batch", "running"] = "batch"
     """Statistics of the normalisations wherever nothing is trained."""
     methods: Literal["needed", "ablation", "all"] = "ablation"
-    """The fewest that the claims need; f-DANN and f-DAN too; FedProx, f-DAN with and unanimous votes too."""
+    """The fewest that the claims need; with f-DANN and f-DAN; with FedProx and more of voting."""
     benchmarks: tuple[str, ...] = ()
     """Benchmarks to train at the published code's settings: digit-five, amazon."""
     benchmark_seeds: int = 3
