@@ -150,7 +150,8 @@ def made_images(domains: int = len(MADE)) -> Domains:
     digits = sklearn_digits()
     rng = np.random.default_rng(0)
     parts = []
-    for name, rows in zip(MADE[:domains], np.array_split(rng.permutation(1797), domains), strict=True):
+    order = rng.permutation(1797)[: 1797 // domains * domains]  # domains of one size share their programs
+    for name, rows in zip(MADE[:domains], np.split(order, domains), strict=True):
         grey = digits.images[rows].repeat(2, 1).repeat(2, 2)[..., None] / 16 * np.ones(3)  # pyright: ignore
         if name == "inverted":
             grey = 1 - grey
