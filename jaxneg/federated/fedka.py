@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, ArrayLike, Float, Int, Num, PRNGKeyArray
 
@@ -220,7 +220,7 @@ def make_sharded_round(
     splits each batch of the target over the same axis, if that divides it.
 
     Args:
-      mesh: A mesh with automatic axes.
+      mesh: A mesh, its axes automatic or explicit.
       cfg: What a round does.
       network: The network.
       axis: The mesh axis over which clients are spread; it must divide their number.
@@ -234,11 +234,23 @@ def make_sharded_round(
     """
     if axis not in mesh.shape:
         raise ValueError(f"axis: the mesh has axes {tuple(mesh.axis_names)}, not {axis!r}")
-    return jax.jit(lambda state, data, rng: _round(state, data, rng, cfg, network, mesh, axis))
+    compiled = jax.jit(lambda state, data, rng: _on_mesh(state, data, rng, cfg, network, mesh, axis))
+    if AxisType.Explicit not in mesh.axis_types:
+        return compiled
+
+    def sharded(state: FedKAState, data: FedKAData, rng: PRNGKeyArray) -> tuple[FedKAState, dict[str, Array]]:
+        with jax.set_mesh(mesh):  # what lies on one device goes onto the mesh
+            return compiled(state, data, rng)
+
+    return sharded
 
 
 def make_fedka_step(
-    cfg: FedKAConfig, *, network: FedKANetwork, mesh: Mesh | None = None, axis: str = "client"
+    cfg: FedKAConfig,
+    *,
+    network: FedKANetwork,
+    mesh: Mesh | AbstractMesh | None = None,
+    axis: str = "client",
 ) -> Callable[[FedKAState, FedKAData], tuple[FedKAState, dict[str, Array]]]:
     """A round as a step ``(state, data) -> (state, metrics)``, for a training loop with checkpoints.
 
@@ -247,7 +259,7 @@ def make_fedka_step(
     Args:
       cfg: What a round does.
       network: The network.
-      mesh: If given, clients are spread over it.
+      mesh: If given, clients are spread over it; its devices need not be known yet.
       axis: Over which of its axes.
 
     Returns:
@@ -260,7 +272,10 @@ def make_fedka_step(
         raise ValueError(f"axis: the mesh has axes {tuple(mesh.axis_names)}, not {axis!r}")
 
     def step(state: FedKAState, data: FedKAData) -> tuple[FedKAState, dict[str, Array]]:
-        return _round(state, data, jax.random.fold_in(state.key, state.step), cfg, network, mesh, axis)
+        rng = jax.random.fold_in(state.key, state.step)
+        if mesh is None:
+            return _round(state, data, rng, cfg, network, None, axis)
+        return _on_mesh(state, data, rng, cfg, network, mesh, axis)
 
     return step
 
@@ -508,13 +523,47 @@ def predict(
     return jnp.concatenate([logp[:-1].reshape(-1, logp.shape[-1]), logp[-1, -last:]])
 
 
+def _on_mesh(
+    state: FedKAState,
+    data: FedKAData,
+    rng: PRNGKeyArray,
+    cfg: FedKAConfig,
+    network: FedKANetwork,
+    mesh: Mesh | AbstractMesh,
+    axis: str,
+) -> tuple[FedKAState, dict[str, Array]]:
+    """The round on a mesh; explicit axes are automatic inside, where the compiler shards the cloud's part."""
+    if AxisType.Explicit not in mesh.axis_types:
+        return _round(state, data, rng, cfg, network, mesh, axis)
+    one_round = functools.partial(_round, cfg=cfg, network=network, axis=axis)
+    outputs = jax.eval_shape(functools.partial(one_round, mesh=None), *_unsharded((state, data, rng)))
+    clients = per_client("state.clients", state.clients)
+    whole = jax.tree.map(lambda _: P(), outputs)
+    of_clients = jax.tree.map(lambda _: P(axis), outputs[0].clients)
+    measured = {name: P(axis) if value.shape == (clients,) else P() for name, value in outputs[1].items()}
+    specs = whole[0]._replace(clients=of_clients), measured
+
+    def automatic(
+        state: FedKAState, data: FedKAData, rng: PRNGKeyArray
+    ) -> tuple[FedKAState, dict[str, Array]]:
+        return one_round(state, data, rng, mesh=jax.sharding.get_abstract_mesh())
+
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        on_mesh: Any = jax.sharding.auto_axes(automatic, axes=mesh.axis_names, out_sharding=specs)
+        return on_mesh(state, data, rng)
+
+
+def _unsharded(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), tree)
+
+
 def _round(
     state: FedKAState,
     data: FedKAData,
     rng: PRNGKeyArray,
     cfg: FedKAConfig,
     network: FedKANetwork,
-    mesh: Mesh | None,
+    mesh: Mesh | AbstractMesh | None,
     axis: str,
 ) -> tuple[FedKAState, dict[str, Array]]:
     clients = per_client("state.clients", state.clients)

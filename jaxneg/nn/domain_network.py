@@ -202,13 +202,16 @@ class _Convolution(nnx.Module):
         self.bias = nnx.Param(init(rngs.params(), (outputs,)))
 
     def __call__(self, x: Float[Array, "batch height width inputs"]) -> Float[Array, "batch h w outputs"]:
-        kernel, size = self.kernel[...], self.kernel.shape[0]
+        dtype = jnp.promote_types(x.dtype, self.kernel.dtype)  # XLA's convolution wants one type
+        x, kernel, size = x.astype(dtype), self.kernel[...].astype(dtype), self.kernel.shape[0]
         height, width = (side - size + 1 for side in x.shape[1:3])
 
         def patches(x: Array, kernel: Array) -> Array:
             # In a loop XLA's gradients of convolutions on a CPU are tens of times slower than this product.
-            shifted = [x[:, i : i + height, j : j + width] for i in range(size) for j in range(size)]
-            return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+            # Columns first, then rows: 2 size pieces in place of size^2, and fewer in the gradient, too.
+            x = jnp.concatenate([x[:, :, j : j + width] for j in range(size)], axis=-1)
+            x = jnp.concatenate([x[:, i : i + height] for i in range(size)], axis=-1)
+            return x @ kernel.reshape(-1, kernel.shape[-1])
 
         def convolution(x: Array, kernel: Array) -> Array:
             return convolve(x, kernel, (1, 1), "VALID", None, None, ("NHWC", "HWIO", "NHWC"))

@@ -180,14 +180,12 @@ def test_clients_begin_alike_or_apart():
 
 
 def test_mapped_and_sharded_are_the_vectorised_round(data):
-    """On 1, 2, 4 and 8 devices, and one client after the other."""
+    """On 2 and 8 devices, whose axis is explicit and automatic, and one client after the other."""
     state, rng = begin(SMALL), jax.random.key(1)
     expected = compiled(SMALL)(state, data, rng)
     others = {"map": compiled(dataclasses.replace(SMALL, clients="map"))(state, data, rng)}
-    for devices in (2, 8):
-        mesh = jax.make_mesh(
-            (devices,), ("client",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices]
-        )
+    for devices, kind in ((2, jax.sharding.AxisType.Explicit), (8, jax.sharding.AxisType.Auto)):
+        mesh = jax.make_mesh((devices,), ("client",), axis_types=(kind,), devices=jax.devices()[:devices])
         others[f"{devices} devices"] = make_sharded_round(mesh, SMALL, network=small_network())(
             state, data, rng
         )
