@@ -1,0 +1,376 @@
+"""The W2PGNN experiment: graphons, training, scores, correlations, claims from made-up results, a run, the
+pod."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from experiments import w2pgnn
+from experiments.run_dir import RunDir
+from experiments.runner import run_experiment
+from experiments.w2pgnn import networks, real, scores, tables, transfer
+from experiments.w2pgnn.claims import CLAIMS, Study, benefit_by_rank, measurements, negative_share
+from experiments.w2pgnn.correlation import fisher_interval, jackknife, pearson, split_half
+from experiments.w2pgnn.pod import PodScale, pod_target
+from experiments.w2pgnn.pretraining import (
+    GCC_MOCO,
+    Encoder,
+    ViewBatch,
+    init_pretraining,
+    inputs,
+    make_pretraining_step,
+    model_of,
+)
+from experiments.w2pgnn.transfer import Transfer
+from jaxneg.train import compile_for, make_mesh, shard_step
+
+TINY = Encoder(layers=2, width=4, batch=4, steps=3, queue=8)
+
+
+@pytest.mark.golden("w2pgnn", "synthetic_graphons.npz")
+def test_synthetic_graphons(golden):
+    """The published code's grid is (1 .. R) / R, counted from the other end where a graphon rises."""
+    size = int(golden["resolution"])
+    kinds = [name.removeprefix("type") for name in golden if name.startswith("type")]
+    assert kinds
+    for kind in map(int, kinds):
+        grid = np.arange(size) / size if kind in (0, 2, 3, 4, 5, 8, 11, 12) else np.arange(1, size + 1) / size
+        found = transfer.GRAPHONS[kind](grid[:, None], grid[None])
+        np.testing.assert_allclose(found, golden[f"type{kind}"], atol=1e-12, err_msg=f"type {kind}")
+
+
+def test_graphs_follow_their_graphon():
+    rng = np.random.default_rng(0)
+    mixture = {0: 0.5, 9: 0.5}
+    adj = transfer.draw_graphs(rng, mixture, 400, 10)
+    np.testing.assert_array_equal(adj, np.swapaxes(adj, 1, 2))
+    assert not adj[:, range(10), range(10)].any()
+    points = (np.arange(200) + 0.5) / 200
+    expected = transfer.probability(mixture, points[:, None], points[None]).mean()
+    assert abs(adj.sum((1, 2)).mean() / 90 - expected) < 0.02
+    assert (transfer.probability(mixture, points[:, None], points[None]) <= 1).all()
+    sizes = Transfer(nodes=8, graphs=3, estimated=2, tuning=2, evaluation=3, unused=1)
+    first, again = transfer.draw_world(1, sizes), transfer.draw_world(1, sizes)
+    assert first.pretraining.shape == (6, 3, 8, 8)
+    assert first.downstream.shape == (5, 6, 8, 8)
+    np.testing.assert_array_equal(first.downstream, again.downstream)
+
+
+def test_hidden_pairs():
+    """As many of each graph, all different; hidden in both directions; the answers are the graph's."""
+    adj = jnp.asarray(transfer.draw_graphs(np.random.default_rng(0), {10: 1.0}, 3, 9))
+    visible, pairs, joined = transfer.hide_pairs(jax.random.key(0), adj, 7)
+    for graph in range(3):
+        chosen = {tuple(pair) for pair in np.asarray(pairs[graph]).tolist()}
+        assert len(chosen) == 7
+        expected = np.array(adj[graph])
+        for (i, j), answer in zip(np.asarray(pairs[graph]), joined[graph], strict=True):
+            assert i < j
+            assert answer == adj[graph, i, j]
+            expected[i, j] = expected[j, i] = 0
+        np.testing.assert_array_equal(visible[graph], expected)
+    every = [transfer.hide_pairs(jax.random.key(k), adj[:1], 7)[1][0].tolist() for k in range(300)]
+    counts = np.zeros((9, 9))
+    for i, j in np.concatenate(every):
+        counts[i, j] += 1
+    np.testing.assert_allclose(counts[np.triu_indices(9, 1)] / 300, 7 / 36, atol=0.12)
+
+
+def test_transfer_learns():
+    """Training lowers the loss on its own kind of graphs; without any set nothing is pre-trained."""
+    sizes = Transfer(
+        worlds=1, seeds=1, nodes=12, graphs=40, estimated=4, tuning=2, evaluation=20, unused=0, steps=150,
+        batch=8, tuning_steps=2,
+    )  # fmt: skip
+    world = transfer.draw_world(0, sizes)
+    world = world._replace(downstream=world.downstream[:2])
+    members = jnp.asarray([[False] * 5 + [True], [False] * 6])
+    found = transfer.train_selections(
+        jnp.repeat(jax.random.key(0)[None], 2),
+        members,
+        jnp.asarray(world.pretraining),
+        jnp.asarray(world.downstream),
+        jax.random.key(1),
+        sizes=sizes,
+    )
+    curve = np.asarray(found["curve"][0])
+    assert curve[-30:].mean() < curve[:10].mean() - 0.1
+    # The second downstream set is half of type 11, on which the first run was trained.
+    assert found["zero_shot"][0, 1] < found["zero_shot"][1, 1]
+    assert (np.abs(found["tuned"] - found["zero_shot"]) > 0).all()
+    np.testing.assert_allclose(found["zero_shot"][1], np.log(2), atol=0.1)  # a start near 0
+
+
+def test_selections():
+    found = transfer.selections_of(6, 2)
+    assert found.shape == (15, 6)
+    assert (found.sum(1) == 2).all()
+    assert len({tuple(row) for row in found.tolist()}) == 15
+
+
+def batch_of(rng, count, features, nodes=5):
+    upper = np.triu(rng.random((count, nodes, nodes)) < 0.6, 1)
+    adj = (upper | np.swapaxes(upper, 1, 2)).astype(np.uint8)
+    sizes = np.full(count, nodes, np.int32)
+    sizes[0] = nodes - 2
+    adj[0, nodes - 2 :] = adj[0, :, nodes - 2 :] = 0
+    x = rng.standard_normal((count, nodes, features)).astype(np.float32)
+    return ViewBatch(*map(jnp.asarray, (x, adj, sizes)))
+
+
+@pytest.mark.parametrize("objective", ["e2e", "moco"])
+def test_pretraining_step(objective):
+    """The loss by hand; the queue takes the keys; one device and eight agree."""
+    encoder = dataclasses.replace(TINY, objective=objective, batch=8, norm=objective == "moco", clip=1.0)
+    rng = np.random.default_rng(0)
+    batch = {name: batch_of(rng, 8, encoder.features) for name in ("first", "second")}
+    state, step = init_pretraining(encoder, jax.random.key(0)), make_pretraining_step(encoder)
+    after, metrics = jax.jit(step)(state, batch)
+    model = model_of(encoder)
+    q, k = (np.asarray(model.apply(state.encoder, *inputs(batch[name]))) for name in ("first", "second"))
+    np.testing.assert_allclose(np.linalg.norm(q, axis=1), 1, rtol=1e-5)
+    positive = (q * k).sum(1)
+    others = k @ q.T if objective == "e2e" else q @ np.asarray(state.queue.queue)
+    if objective == "moco":
+        others = np.concatenate([positive[:, None], others], 1)
+    losses = np.log(np.exp(others / encoder.temperature).sum(1)) - positive / encoder.temperature
+    np.testing.assert_allclose(metrics["loss"], losses.mean(), rtol=1e-4)
+    sharded = shard_step(step, make_mesh({"data": -1}), state, batch, fsdp=None)
+    again, on_devices = sharded(sharded.place_state(state), batch)
+    np.testing.assert_allclose(on_devices["loss"], metrics["loss"], rtol=1e-4)
+    np.testing.assert_allclose(on_devices["grad_norm"], metrics["grad_norm"], rtol=1e-3)
+    if objective == "moco":
+        np.testing.assert_allclose(after.queue.queue, k.T, atol=1e-5)
+        np.testing.assert_allclose(again.queue.queue, after.queue.queue, atol=1e-5)
+        moved = jax.tree.map(lambda a, b, c: np.abs(a - (0.999 * b + 0.001 * c)).max(), after.target,
+                             state.target, after.encoder)  # fmt: skip
+        assert max(jax.tree.leaves(moved)) < 1e-6
+
+
+def test_gccs_schedule():
+    """The learning rate rises to its value and falls to nothing, as GCC's does."""
+    from experiments.w2pgnn.pretraining import optimizer_of
+
+    encoder = dataclasses.replace(TINY, steps=10, warmup=4, learning_rate=1.0)
+    tx = optimizer_of(encoder)
+    params = jnp.zeros(1)
+    state, moved = tx.init(params), []
+    for _ in range(10):
+        updates, state = tx.update(jnp.ones(1), state, params)
+        moved.append(-float(updates[0]))
+    np.testing.assert_allclose(moved, [0, 0.25, 0.5, 0.75, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6], atol=1e-4)
+
+
+def test_correlations():
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((2, 15, 3))
+    for column in range(3):
+        np.testing.assert_allclose(pearson(x, y)[column], np.corrcoef(x[:, column], y[:, column])[0, 1])
+    assert pearson(np.ones(4), np.arange(4.0)) == 0
+    low, high = fisher_interval(0.0, 15)
+    np.testing.assert_allclose([low, high], [-0.5121, 0.5121], atol=1e-3)
+    assert fisher_interval(0.9, 3) == (-1.0, 1.0)
+    values = rng.standard_normal((5, 4))
+    np.testing.assert_allclose(jackknife(values, lambda mean: float(mean.sum())), values.sum(1))
+    assert jackknife(values[:1], lambda mean: float(mean.max())) == [values[0].max()]
+    signal = np.linspace(0, 1, 15)
+    noisy = signal + 0.01 * rng.standard_normal((6, 15))
+    assert split_half(noisy) > 0.99
+    assert abs(split_half(rng.standard_normal((6, 2000)))) < 0.1
+    assert np.isnan(split_half(noisy[:1]))
+
+
+def made_study(rng, repetitions, targets, slope):
+    """15 pairs whose performance follows zeta, and density only a little."""
+    selections = transfer.selections_of(6, 2)
+    zeta = rng.uniform(-0.5, 0, (repetitions, 15, targets))
+    quality = slope * zeta + 0.02 * rng.standard_normal(zeta.shape)
+    found = {name: rng.uniform(-1, 0, zeta.shape) for name in tables.ORDER}
+    found[scores.ZETA] = zeta
+    found[scores.UNIFORM] = zeta + 0.1 * rng.standard_normal(zeta.shape)
+    found[scores.TV_H] = -found[scores.DENSITY]
+    performance = np.concatenate(
+        [quality, np.full((repetitions, 1, targets), -0.1), np.full((repetitions, 1, targets), -0.05)], 1
+    )
+    names = [f"target {t}" for t in range(targets)]
+    return Study([f"set {s}" for s in range(6)], names, selections, found, performance)
+
+
+def test_measurements_have_the_right_sign():
+    """Made-up results: what is better must come out as such."""
+    rng = np.random.default_rng(0)
+    zero_shot, tuned = made_study(rng, 3, 5, 0.6), made_study(rng, 3, 5, 0.6)
+    on_networks = made_study(rng, 4, 4, 0.6)
+    single = {name: values[:1] for name, values in on_networks.scores.items()}
+    on_networks = on_networks._replace(
+        scores=single, performance=np.repeat(on_networks.performance[:1], 4, 0)
+    )
+    found = measurements(zero_shot, tuned, on_networks)
+    assert set(found) == {claim.name for claim in CLAIMS}
+    r = zero_shot.correlations(scores.ZETA)
+    assert r.min() > 0.9
+    np.testing.assert_allclose(found["feasibility-foretells-transfer"], r.min(1))
+    assert (found["above-density"] > 0.5).all()
+    assert (found["learned-weights-help"] > 0).all()
+    assert (found["feasible-sets-benefit"] > 0.15).all()
+    assert (found["selection-beats-all-data"] > 0).all()
+    assert (found["real-correlations-all-positive"] > 0.9).all()
+    best = on_networks.of_selections[0][on_networks.scores[scores.ZETA][0].argmax(0), range(4)]
+    np.testing.assert_allclose(found["real-selection-beats-all-data"], 100 * (best + 0.1).mean())
+    share = (tuned.of_selections[1, :, transfer.NEGATIVE] < -0.05).mean()
+    np.testing.assert_allclose(found["transfer-can-be-negative"][1], 100 * share)
+    high, low = benefit_by_rank(tuned, 15)
+    np.testing.assert_allclose(high, low)
+    assert negative_share(tuned).shape == (3, 5)
+    assert re.search(r"^\d\.\d\d \[", tables.transfer_table(zero_shot, tuned).rows[0][1])
+
+
+def test_scores_know_the_right_mechanism():
+    """A downstream set of a pair's own graphons is nearest to that pair, and its mixture is found."""
+    rng = np.random.default_rng(0)
+    kinds = (0, 10, 9)
+    sets = [scores.whole(transfer.draw_graphs(rng, {kind: 1.0}, 40, 16)) for kind in kinds]
+    mixed = scores.whole(transfer.draw_graphs(rng, {0: 0.5, 10: 0.5}, 60, 16))
+    selections = transfer.selections_of(3, 2)
+    found = scores.score_selections(
+        sets, [mixed, sets[2]], selections, resolution=4, steps=30, clusters=2, denoised=True
+    )
+    assert set(found.scores) == set(tables.ORDER)
+    assert all(values.shape == (3, 2) and (values <= 1e-6).all() for values in found.scores.values())
+    zeta = found.scores[scores.ZETA]
+    assert zeta[:, 0].argmax() == 0
+    assert zeta[0, 1] == zeta[:, 1].min()  # the pair without the set that is asked for
+    np.testing.assert_allclose(zeta[1:, 1], 0, atol=0.02)
+    np.testing.assert_allclose(found.alpha.sum(-1), 1, rtol=1e-5)
+    assert (found.alpha[~selections] == 0).all()
+    assert (found.scores[scores.BEST] >= zeta).all()
+    assert found.graphons.shape == (5, 4, 4)
+
+
+def test_networks_that_are_missing(monkeypatch, tmp_path):
+    """Without the data file four embedded networks stand in, unless a file was asked for."""
+    monkeypatch.setattr(networks, "FILE", tmp_path / "none.npz")
+    monkeypatch.setattr(real, "FILE", tmp_path / "none.npz")
+    found = real.load_networks(real.Real())
+    assert found.stand_in
+    assert [network.name for network in found.downstream] == ["brazil_airport"]
+    assert found.selected == (1, 2)
+    embedded = real.load_networks(w2pgnn.PRESETS["smoke"].real)
+    assert not embedded.stand_in
+    with pytest.raises(FileNotFoundError, match=r"there is no edge list gcc/imdb\.edgelist"):
+        real.load_networks(
+            real.Real(
+                pretraining=("edges:gcc/imdb.edgelist", "usa_airport"),
+                downstream=("brazil_airport",),
+                selected=(1,),
+            )
+        )
+    with pytest.raises(ValueError, match="facebook_ego348: a downstream network needs labels"):
+        real.load_networks(
+            real.Real(
+                pretraining=("usa_airport", "brazil_airport"), downstream=("facebook_ego348",), selected=(1,)
+            )
+        )
+    path = tmp_path / "two.edgelist"
+    path.write_text("1 2\n2 3\n")
+    (tmp_path / "two.nodelabel").write_text("1 0\n2 0\n3 1\n")
+    with pytest.raises(ValueError, match=r"two: expected at least two classes with 5 members each"):
+        real.load_networks(
+            real.Real(
+                pretraining=("usa_airport", "brazil_airport"), downstream=(f"edges:{path}",), selected=(1,)
+            )
+        )
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Transfer(worlds=0), "transfer.worlds: expected at least 1, got 0"),
+        (lambda: Transfer(nodes=4), "transfer.nodes: expected at least 8, got 4"),
+        (lambda: Transfer(estimated=300), "transfer.estimated: expected 1 to 200 graphs, got 300"),
+        (lambda: Transfer(hidden=1.0), "transfer.hidden: expected a share between 0 and 1, got 1.0"),
+        (lambda: real.Real(selected=(6,)), "real.selected: expected numbers from 1 to 5, got (6,)"),
+        (lambda: real.Real(downstream=("pubmed",)), "real.downstream: expected other networks than"),
+        (lambda: real.Real(pretraining=("pubmed",)), "expected at least two networks and one, got 1 and 4"),
+        (lambda: real.Real(restart=1.0), "real.restart: expected at least 0 and below 1, got 1.0"),
+        (lambda: real.Real(ego_most=2), "real.ego_most: expected at least 8, got 2"),
+        (lambda: Encoder(batch=1), "encoder.batch: expected at least 2 pairs, each other's negatives, got 1"),
+        (lambda: Encoder(warmup=150), "encoder.warmup: expected 0 to 149 steps, got 150"),
+        (lambda: Encoder(dropout=1.0), "encoder.dropout: expected at least 0 and below 1, got 1.0"),
+        (lambda: PodScale(runs=0), "pod.runs: expected at least 1, got 0"),
+    ],
+)
+def test_wrong_configs(make, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make()
+
+
+def test_presets():
+    assert set(w2pgnn.PRESETS) == {"smoke", "cpu", "paper"}
+    pod = w2pgnn.PRESETS["paper"].pod
+    assert (pod.encoder.layers, pod.encoder.width, pod.encoder.queue) == (5, 64, 16_384)
+    assert (pod.encoder.temperature, pod.encoder.learning_rate) == (0.07, 5e-3)
+    assert w2pgnn.PRESETS["cpu"].transfer.worlds >= 3
+
+
+def test_smoke_run(tmp_path, monkeypatch):
+    """A verdict for each claim, figures and tables, on the data that are always there; resumed, the same."""
+    monkeypatch.setattr(networks, "FILE", tmp_path / "none.npz")
+    monkeypatch.setattr(real, "FILE", tmp_path / "none.npz")
+    with RunDir.create("w2pgnn", w2pgnn.PRESETS["smoke"], preset="smoke", path=tmp_path / "run") as run_dir:
+        report = run_experiment(run_dir)
+        again = run_experiment(run_dir)
+    assert [claim["name"] for claim in report["claims"]] == [claim.name for claim in CLAIMS]
+    assert [claim["values"] for claim in again["claims"]] == [claim["values"] for claim in report["claims"]]
+    figures = sorted((tmp_path / "run" / "figures").glob("*.png"))
+    kinds = ("correlations", "correlations-real", "curves", "feasibility", "feasibility-real", "graphons")
+    assert [figure.stem for figure in figures] == [*kinds, "graphons-real"]
+    assert all(figure.stat().st_size > 8_000 for figure in figures)
+    assert [len(table["rows"]) for table in report["tables"]] == [13, 16, 18, 18, 12, 14, 9]
+    assert any("split-half reliability" in note for note in report["notes"])
+
+
+@pytest.mark.slow
+@pytest.mark.tpu_compile
+@pytest.mark.parametrize("part", ["pretraining", "feasibility"])
+def test_the_pod_compiles(part):
+    """Every run and every cell is on its chip: nothing but means of metrics crosses the links."""
+    pytest.importorskip("libtpu")
+    pod = PodScale(
+        part=part, runs=4, view_nodes=16, cells=8, bases=2, resolution=8, steps=2,
+        encoder=dataclasses.replace(GCC_MOCO, layers=2, width=16, queue=64, batch=8),
+    )  # fmt: skip
+    report = compile_for(pod_target(pod), "v5e:2x2")
+    assert report.fits
+    assert sum(report.collectives.values()) < 1024
+
+
+def test_runs_of_a_pod_are_independent():
+    """Two runs at once are each what it is alone."""
+    encoder = dataclasses.replace(TINY, objective="moco")
+    pod = PodScale(runs=2, view_nodes=5, encoder=encoder)
+    target = pod_target(pod)
+    rng = np.random.default_rng(0)
+    views = [batch_of(rng, 8, encoder.features) for _ in range(2)]
+    batch = {
+        name: jax.tree.map(lambda leaf: leaf.reshape(2, 4, *leaf.shape[1:]), each)
+        for name, each in zip(("first", "second"), views, strict=True)
+    }
+    keys = jax.random.split(jax.random.key(0), 2)
+    state = jax.vmap(lambda key: init_pretraining(encoder, key))(keys)
+    assert jax.tree.map(lambda a: a.shape, target.state) == jax.tree.map(lambda a: a.shape, state)
+    after, metrics = jax.jit(target.step)(state, batch)
+    single = jax.jit(make_pretraining_step(encoder))
+    losses = []
+    for run in range(2):
+        own = jax.tree.map(lambda a, r=run: a[r], batch)
+        alone, found = single(init_pretraining(encoder, keys[run]), own)
+        losses.append(found["loss"])
+        difference = optax.tree.norm(jax.tree.map(lambda a, b, r=run: a[r] - b, after.encoder, alone.encoder))
+        assert difference < 1e-4
+    np.testing.assert_allclose(metrics["loss"], np.mean(losses), rtol=1e-4)
