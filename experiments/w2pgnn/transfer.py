@@ -31,7 +31,7 @@ GRAPHONS: dict[int, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     5: lambda u, v: 1 / (1 + np.exp(-(np.maximum(1 - u, 1 - v) ** 2 + np.minimum(1 - u, 1 - v) ** 4))),
     6: lambda u, v: np.exp(-(np.maximum(u, v) ** 0.75)),
     7: lambda u, v: np.exp(-(np.minimum(u, v) + np.sqrt(u) + np.sqrt(v)) / 2),
-    8: lambda u, v: np.log(1 + np.maximum(1 - u, 1 - v)),
+    8: lambda u, v: np.log(1 + np.maximum(1 - u, 1 - v) / 2),
     9: lambda u, v: np.abs(u - v),
     10: lambda u, v: 1 - np.abs(u - v),
     11: lambda u, v: 0.8 * ((u < 0.5) == (v < 0.5)),

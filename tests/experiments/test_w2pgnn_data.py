@@ -203,6 +203,12 @@ def test_molecules(tmp_path):
     network = load_network(f"smiles:{path}")
     assert (network.n, len(network.edges)) == (9, 8)
     assert network.labels.tolist() == [1, 0]
+    rings = ["c1ccccc1C", "C1CCCCC1C", "c1ccncc1C", "C1CCNCC1C", "c1ccoc1C"]
+    rings += ["c1ccsc1C", "C1CCCC1C", "C1CC1C", "C1CCC1C", "C1CCOCC1C"]
+    path.write_text("\n".join([*rings, *(ring + "C" for ring in rings)]))
+    domains = [load_network(f"smiles:{path}#{domain}") for domain in range(5)]
+    assert [int(domain.graph[-1]) + 1 for domain in domains] == [2, 2, 2, 2, 4]
+    assert domains[0].labels is None
     path.write_text("CCO\nnot a molecule\n")
     with pytest.raises(ValueError, match=r"zinc.csv, line 2: expected a SMILES that RDKit can read"):
         load_network(f"smiles:{path}")
