@@ -62,13 +62,13 @@ GCC_NETWORKS = tuple(
 PRESETS: dict[str, Config] = {
     "smoke": Config(
         transfer=Transfer(
-            worlds=2, seeds=1, nodes=16, graphs=24, estimated=12, tuning=2, evaluation=10, unused=2,
-            steps=20, batch=4, tuning_steps=3, resolution=4, alpha_steps=3,
+            worlds=2, seeds=1, nodes=16, graphs=60, estimated=40, tuning=2, evaluation=40, unused=2,
+            steps=60, batch=4, tuning_steps=3, resolution=4, alpha_steps=20, clusters=2,
         ),
         real=Real(
             pretraining=("usa_airport", "europe_airport", "facebook_ego348"), downstream=("brazil_airport",),
-            selected=(1, 2), seeds=2, seed_nodes=40, walk_steps=32, view_nodes=16, ego_graphs=6, ego_most=120,
-            resolution=4, alpha_steps=3, clusters=2, encoder=Encoder(layers=2, width=8, batch=16, steps=10),
+            selected=(2,), seeds=2, seed_nodes=40, walk_steps=32, view_nodes=16, ego_graphs=6, ego_most=120,
+            resolution=4, alpha_steps=20, clusters=2, encoder=Encoder(layers=2, width=8, batch=16, steps=10),
         ),
     ),
     "cpu": Config(),
@@ -147,6 +147,7 @@ def _part_a(sizes: Transfer, run_dir: RunDir) -> tuple[Study, Study, list[Table]
                 selections,
                 resolution=sizes.resolution,
                 steps=sizes.alpha_steps,
+                clusters=sizes.clusters,
                 seed=world,
                 denoised=True,
             )

@@ -5,11 +5,12 @@ All are negated distances, so that larger means nearer. Every set is given by a 
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 from jaxneg import graphs
 
@@ -28,6 +29,9 @@ SPECTRUM = "Laplacian spectrum"
 EGI = "EGI"
 BASELINES = (STATISTICS, DENSITY, CLUSTERING, BETWEENNESS, SPECTRUM, EGI)
 """By the names of `jaxneg.graphs.baseline_scores`, and the EGI gap."""
+
+EGOS = 16
+"""Ego networks that EGI samples of each set."""
 
 
 class Scored(NamedTuple):
@@ -52,6 +56,47 @@ def whole(adj: np.ndarray) -> graphs.GraphBatch:
         The collection.
     """
     return graphs.GraphBatch(adj, np.full(len(adj), adj.shape[1], np.int32))
+
+
+def part_of(collection: graphs.GraphBatch, chosen: np.ndarray) -> graphs.GraphBatch:
+    """Some graphs of a collection, without the padding that they do not need.
+
+    Args:
+        collection: graphs.
+        chosen: whether each is taken; at least one.
+
+    Returns:
+        The graphs.
+    """
+    sizes = collection.n_nodes[chosen]
+    return graphs.GraphBatch(collection.adj[chosen, : sizes.max(), : sizes.max()], sizes)
+
+
+def graphon_of(
+    collection: graphs.GraphBatch, resolution: int, tv_weight: float | Literal["h"] = 0.0
+) -> np.ndarray:
+    """A collection's graphon: sorted by degree, averaged over blocks.
+
+    Args:
+        collection: graphs.
+        resolution: side of the result.
+        tv_weight: of the total-variation denoising; "h" is the published code's.
+
+    Returns:
+        ``[resolution, resolution]``.
+    """
+    count = len(collection.n_nodes)
+    # Graphs without nodes count for nothing; with them collections of many sizes share a program.
+    empty = 2 ** (count - 1).bit_length() - count
+    adj = np.pad(collection.adj, ((0, empty), (0, 0), (0, 0)))
+    sizes = np.pad(collection.n_nodes, (0, empty))
+    return np.asarray(_graphon(adj, sizes, resolution=resolution, tv_weight=tv_weight))
+
+
+@partial(jax.jit, static_argnames=("resolution", "tv_weight"))
+def _graphon(adj: Array, sizes: Array, *, resolution: int, tv_weight: float | Literal["h"]) -> Array:
+    aligned, _ = graphs.align_graphs(adj, sizes)
+    return graphs.estimate_graphon(aligned, sizes, "sas", tv_weight=tv_weight, resolution=resolution)
 
 
 def score_selections(
@@ -83,31 +128,28 @@ def score_selections(
     every, key = [*pretraining, *downstream], jax.random.key(seed)
     sets = len(pretraining)
 
-    def graphons(tv_weight: float | str) -> np.ndarray:
-        return np.stack([graphs.graphon_of(each, resolution, tv_weight=tv_weight) for each in every])
+    def graphons(tv_weight: float | Literal["h"]) -> np.ndarray:
+        return np.stack([graphon_of(each, resolution, tv_weight) for each in every])
 
     def domain(of_sets: np.ndarray) -> _Feasibilities:
         return _feasibilities([of_sets[:sets][selection] for selection in selections], of_sets[sets:], steps)
 
-    def pooled(basis: Literal["integr", "topo"]) -> np.ndarray:
-        bases = [
-            np.asarray(
-                graphs.graphon_basis(
-                    [pretraining[at] for at in np.flatnonzero(selection)],
-                    basis,
-                    resolution=resolution,
-                    clusters=clusters,
-                    key=key,
-                )
-            )
-            for selection in selections
-        ]
-        return _feasibilities(bases, plain[sets:], steps).zeta
-
+    pools = [
+        graphs.merge_graphs([pretraining[at] for at in np.flatnonzero(selection)]) for selection in selections
+    ]
+    integr = [graphon_of(pool, resolution)[None] for pool in pools]
+    topo = []
+    for pool in pools:
+        labels = graphs.topology_clusters(pool, clusters, key=key)
+        parts = [part_of(pool, labels == label) for label in range(labels.max() + 1)]
+        topo.append(np.stack([graphon_of(part, resolution) for part in parts]))
     plain = graphons(0.0)
     of_domains = domain(plain)
     found = {ZETA: of_domains.zeta, UNIFORM: of_domains.zeta_uniform}
-    found |= {INTEGR: pooled("integr"), TOPO: pooled("topo")}
+    found |= {
+        name: _feasibilities(bases, plain[sets:], steps).zeta
+        for name, bases in ((INTEGR, integr), (TOPO, topo))
+    }
     found[BEST] = np.maximum(np.maximum(found[ZETA], found[INTEGR]), found[TOPO])
     if denoised:
         found |= {TV_SMALL: domain(graphons(0.1)).zeta, TV_H: domain(graphons("h")).zeta}
@@ -151,7 +193,9 @@ def _baselines(
     of_sets, of_targets = (
         [graphs.graph_statistics(each) for each in collections] for collections in (pretraining, downstream)
     )
-    gaps = np.array([[graphs.egi_gap(key, one, other) for other in downstream] for one in pretraining])
+    gaps = np.array(
+        [[graphs.egi_gap(key, one, other, egos=EGOS) for other in downstream] for one in pretraining]
+    )
     found = {name: np.zeros((len(selections), len(downstream))) for name in BASELINES}
     for s, selection in enumerate(selections):
         chosen = np.flatnonzero(selection)

@@ -86,9 +86,22 @@ class Transfer:
     """Side of the graphons whose distance is taken."""
     alpha_steps: int = 50
     """Adam steps on the mixture of a basis."""
+    clusters: int = 5
+    """Of the topological basis."""
 
     def __post_init__(self) -> None:
-        for name in ("worlds", "seeds", "graphs", "tuning", "evaluation", "steps", "batch", "tuning_steps"):
+        positive = (
+            "worlds",
+            "seeds",
+            "graphs",
+            "tuning",
+            "evaluation",
+            "steps",
+            "batch",
+            "tuning_steps",
+            "clusters",
+        )
+        for name in positive:
             if getattr(self, name) < 1:
                 raise ValueError(f"transfer.{name}: expected at least 1, got {getattr(self, name)}")
         if self.nodes < 8:
