@@ -1,6 +1,7 @@
 """Graphons, the Gromov-Wasserstein discrepancy, and the feasibility of graph pre-training (W2PGNN)."""
 
 from jaxneg.graphs.alignment import align_graphs
+from jaxneg.graphs.assignment import assignment
 from jaxneg.graphs.baselines import GraphStatistics, baseline_scores, egi_gap, graph_statistics
 from jaxneg.graphs.bases import graphon_basis, graphon_of, merge_graphs, topology_clusters
 from jaxneg.graphs.feasibility import FeasibilityResult, feasibility, feasibility_grid
@@ -21,6 +22,7 @@ from jaxneg.graphs.selection import (
     topological_selection,
     w2pgnn_feasibility,
 )
+from jaxneg.graphs.synthetic_graphons import graphon_at, synthesize_graphon
 from jaxneg.graphs.topology import (
     betweenness,
     laplacian_histogram,
@@ -38,6 +40,7 @@ __all__ = [
     "TopologicalSelection",
     "W2PGNNResult",
     "align_graphs",
+    "assignment",
     "baseline_scores",
     "betweenness",
     "block_means",
@@ -47,6 +50,7 @@ __all__ = [
     "feasibility",
     "feasibility_grid",
     "graph_statistics",
+    "graphon_at",
     "graphon_basis",
     "graphon_of",
     "graphs_from_edges",
@@ -63,6 +67,7 @@ __all__ = [
     "round_to_marginals",
     "select_pretraining",
     "stack_graphs",
+    "synthesize_graphon",
     "target_distribution",
     "topological_selection",
     "topology_clusters",

@@ -8,7 +8,7 @@ published code Cao et al. 2023 (W2PGNN, arXiv:2303.16458) use.
 
 import math
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -106,72 +106,38 @@ def estimate_graphon(
         threshold = 0.1 if method == "sba" else 2.02
     if gamma is None:
         gamma = 0.1 if "f" in method else 1.0
+    if not beta > 0:
+        raise ValueError(f"beta: expected a positive number, got {beta}")
+    if not 0 <= gamma <= 1:
+        raise ValueError(f"gamma: expected from 0 to 1, got {gamma}")
     return _estimate(
         aligned,
         counts,
         key,
-        method=method,
-        tv_weight=float(tv_weight),
-        resolution=resolution,
-        h=h,
-        k=k,
-        gap=gap,
-        threshold=float(threshold),
-        rank=rank,
-        barycenter=(float(alpha) if method in ("sgwb", "sfgwb") else None, float(beta)),
-        gamma=float(gamma),
-        iterations=(inner, outer),
-        axis_name=axis_name,
+        {"tv_weight": tv_weight, "threshold": threshold, "beta": beta, "gamma": gamma},
+        (method, resolution, h, k, gap, rank, inner, outer, float(alpha), axis_name),
     )
 
 
-@partial(
-    jax.jit,
-    static_argnames=(
-        "method",
-        "tv_weight",
-        "resolution",
-        "h",
-        "k",
-        "gap",
-        "threshold",
-        "rank",
-        "barycenter",
-        "gamma",
-        "iterations",
-        "axis_name",
-    ),
-)
+@partial(jax.jit, static_argnames="settings")
 def _estimate(
     aligned: Array,
     counts: Array,
     key: PRNGKeyArray | None,
-    *,
-    method: str,
-    tv_weight: float,
-    resolution: int | None,
-    h: int,
-    k: int,
-    gap: Literal["drop", "signed"],
-    threshold: float,
-    rank: int | None,
-    barycenter: tuple[float | None, float],
-    gamma: float,
-    iterations: tuple[int, int],
-    axis_name: str | None,
+    numbers: dict[str, Array],
+    settings: tuple[Any, ...],
 ) -> Array:
+    method, resolution, h, k, gap, rank, inner, outer, alpha, axis_name = settings
     if method == "sba":
-        graphon = stochastic_blocks(aligned, counts > 0, threshold, key)
+        graphon = stochastic_blocks(aligned, counts > 0, numbers["threshold"], key)
     elif method.endswith("gwb"):
-        alpha, beta = barycenter
-        inner, outer = iterations
         graphon = gw_barycenter(
             aligned,
             counts,
             k,
-            alpha=alpha,
-            beta=beta,
-            gamma=gamma,
+            alpha=alpha if method in ("sgwb", "sfgwb") else None,
+            beta=numbers["beta"],
+            gamma=numbers["gamma"],
             inner=inner,
             outer=outer,
             axis_name=axis_name,
@@ -179,12 +145,11 @@ def _estimate(
     else:
         mean = mean_adjacency(aligned, counts, axis_name=axis_name)
         if method == "sas":
-            graphon = block_means(mean, h)
-            graphon = tv_chambolle(graphon, tv_weight) if tv_weight > 0 else graphon
+            graphon = tv_chambolle(block_means(mean, h), numbers["tv_weight"])
         elif method == "lg":
             graphon = largest_gap(mean, k, gap)
         elif method == "usvt":
-            graphon = universal_singular_values(mean, threshold)
+            graphon = universal_singular_values(mean, numbers["threshold"])
         else:
             graphon = matrix_completion(mean, rank)
     return graphon if resolution is None else resize_graphon(graphon, resolution)
@@ -305,7 +270,7 @@ def largest_gap(
 
 
 def universal_singular_values(
-    mean_adj: Float[Array, "nodes nodes"], threshold: float = 2.02
+    mean_adj: Float[Array, "nodes nodes"], threshold: float | Array = 2.02
 ) -> Float[Array, "nodes nodes"]:
     """The mean without its small singular values, clipped to [0, 1].
 
@@ -373,7 +338,7 @@ def matrix_completion(
 def stochastic_blocks(
     aligned: Float[Array, "graphs nodes nodes"],
     there: Bool[Array, " graphs"] | None = None,
-    threshold: float = 0.1,
+    threshold: float | Array = 0.1,
     key: PRNGKeyArray | None = None,
 ) -> Float[Array, "nodes nodes"]:
     """Greedy blocks of nodes with like neighbours.

@@ -12,12 +12,12 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.core import Tracer
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxneg.graphs.arguments import at_least, one_of, square, wide
+from jaxneg.graphs.assignment import assignment, first_prices
 
 Loss = Literal["square", "kl"]
 LOSSES = ("square", "kl")
@@ -326,9 +326,8 @@ def _frank_wolfe(parts: tuple[Array, ...], plan: Array, iters: int) -> Array:
     symmetric = jnp.all(h1 == h1.T) & jnp.all(h2 == h2.T)
 
     def iterate(state: tuple[Array, ...]) -> tuple[Array, ...]:
-        number, t, m, m_back, _ = state
-        row, matched = optax.assignment.hungarian_algorithm(-(m + m_back))
-        column = jnp.zeros_like(matched).at[row].set(matched)
+        number, t, m, m_back, prices, _ = state
+        column, prices = assignment(-(m + m_back), prices)
         vertex = _permutation(column, t.dtype)
         at_vertex = _matmul(h1, h2[:, column].T) / n
         back = jax.lax.cond(symmetric, lambda: at_vertex, lambda: _matmul(h1.T, h2[column]) / n)
@@ -342,12 +341,12 @@ def _frank_wolfe(parts: tuple[Array, ...], plan: Array, iters: int) -> Array:
         def moved(old: Array, new: Array) -> Array:
             return jnp.where(gained, (1 - step) * old + step * new, old)
 
-        return number + 1, moved(t, vertex), moved(m, at_vertex), moved(m_back, back), ~gained
+        return number + 1, moved(t, vertex), moved(m, at_vertex), moved(m_back, back), prices, ~gained
 
     m = _product(h1, plan, h2)
     back = jax.lax.cond(symmetric, lambda: m, lambda: _product(h1.T, plan, h2.T))
-    start = (jnp.int32(0), plan, m, back, jnp.bool_(False))
-    return jax.lax.while_loop(lambda s: (s[0] < iters) & ~s[4], iterate, start)[1]
+    start = (jnp.int32(0), plan, m, back, first_prices(-(m + back)), jnp.bool_(False))
+    return jax.lax.while_loop(lambda s: (s[0] < iters) & ~s[5], iterate, start)[1]
 
 
 def _proximal(
@@ -414,9 +413,9 @@ def _value(c1: Array, c2: Array, t: Array, p: Array, q: Array, loss: Loss) -> Ar
     if loss != "square":
         return gw_objective(c1, c2, t, p, q, loss="kl")
     weight = p[:, None] * p
-    safe = jnp.where(weight > 0, weight, 1)
-    mean = _product(t, c2, t) / safe
-    spread = _product(t, jnp.square(c2), t) / safe - jnp.square(mean)
+    share = t / jnp.where(p > 0, p, 1)[:, None]  # of a permutation exactly 0 and 1
+    mean = _product(share, c2, share)
+    spread = _product(share, jnp.square(c2), share) - jnp.square(mean)
     spread = jnp.where(spread < 0, 0, spread)
     return jnp.sum(weight * (jnp.square(c1 - mean) + spread))
 
@@ -424,15 +423,13 @@ def _value(c1: Array, c2: Array, t: Array, p: Array, q: Array, loss: Loss) -> Ar
 def _orders(c1: Array, c2: Array, key: PRNGKeyArray, starts: int) -> Array:
     """For each start but the first the nodes of C1 and of C2 as they are matched; -1 behind the shorter."""
     by_degree = jnp.stack([_padded(_falling(c), max(len(c1), len(c2))) for c in (c1, c2)])
-    count = max(starts - 2, 0)
-
-    def at_random(key: PRNGKeyArray) -> Array:
-        of_columns = jax.random.permutation(key, len(c2))
-        return jnp.stack([by_degree[0], _padded(of_columns, by_degree.shape[1])])
-
-    if count == 0:
+    if starts < 3:
         return by_degree[None]
-    return jnp.concatenate([by_degree[None], jax.vmap(at_random)(jax.random.split(key, count))])
+    # Orders by random numbers.
+    columns = jnp.argsort(jax.random.uniform(key, (starts - 2, len(c2))), axis=1)
+    columns = jnp.pad(columns, ((0, 0), (0, by_degree.shape[1] - len(c2))), constant_values=-1)
+    at_random = jnp.stack([jnp.broadcast_to(by_degree[0], columns.shape), columns], axis=1)
+    return jnp.concatenate([by_degree[None], at_random])
 
 
 def _falling(c: Array) -> Array:

@@ -67,8 +67,8 @@ def gw_barycenter(
     k: int,
     *,
     alpha: float | None = None,
-    beta: float = 5e-3,
-    gamma: float = 1.0,
+    beta: float | Array = 5e-3,
+    gamma: float | Array = 1.0,
     inner: int = 50,
     outer: int = 20,
     axis_name: str | None = None,
@@ -85,7 +85,7 @@ def gw_barycenter(
       k: Number of nodes of the barycentre.
       alpha: None, or smoothness: with ``alpha D^T D = U diag(s) U^T`` for second differences D and
         ``q = s^2 + p_b^2``: ``P = U diag(s / q) U^T, Q = diag(p_b / q)``.
-      beta: Weight of the Kullback-Leibler term.
+      beta: Weight of the Kullback-Leibler term, positive.
       gamma: Weight of structure against degrees, in [0, 1].
       inner: Most Sinkhorn iterations; fewer once the row scaling changes by less than 1e-10 of itself.
       outer: Updates of the barycentre.
@@ -95,7 +95,7 @@ def gw_barycenter(
       The barycentre, clipped to [0, 1].
 
     Raises:
-      ValueError: A setting out of range.
+      ValueError: ``inner`` or ``outer`` below 1, ``alpha`` below 0.
 
     Source:
       Xu et al. 2021, Algorithms 1 and 2 as published in code.
@@ -108,10 +108,6 @@ def gw_barycenter(
     """
     for name, least in {"inner": inner, "outer": outer}.items():
         at_least(name, least, 1)
-    if not beta > 0:
-        raise ValueError(f"beta: expected a positive number, got {beta}")
-    if not 0 <= gamma <= 1:
-        raise ValueError(f"gamma: expected from 0 to 1, got {gamma}")
     if alpha is not None:
         at_least("alpha", alpha, 0)
     dtype = aligned.dtype
@@ -150,7 +146,7 @@ def gw_barycenter(
     of_graphs = jnp.einsum("gab,gb->ga", jnp.square(aligned), degrees, precision="highest")
 
     def step(state: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
-        plans, _ = state
+        plans = state[0]
         barycenter = updated(plans)
         of_barycenter = jnp.matmul(jnp.square(barycenter), target, precision="highest")
 
@@ -170,8 +166,7 @@ def gw_barycenter(
 
 
 def _sinkhorn(log_kernel: Array, rows: Array, columns: Array, iterations: int) -> Array:
-    """The plan with these marginals nearest to the kernel, in logarithms: kernels of exp(-1 / beta)
-    underflow.
+    """The plan with these marginals nearest to the kernel, in logarithms, as exp(-1 / beta) may underflow.
 
     The last half step fits the rows. It stops where the row scaling a = exp(f) changes by less than 1e-10.
     """

@@ -68,7 +68,9 @@ def tv_chambolle(
         done = (number > 0) & (jnp.abs(before - energy) < eps * first)
         return number + 1, p, out, first, energy, done
 
+    def goes_on(state: tuple[Array, ...]) -> Array:
+        return (state[0] < max_iter) & ~state[5] & (weight > 0)
+
     zero = jnp.zeros((), img.dtype)
     start = (jnp.int32(0), jnp.zeros((2, *img.shape), img.dtype), img, zero, zero, jnp.bool_(False))
-    out = jax.lax.while_loop(lambda state: (state[0] < max_iter) & ~state[5], iterate, start)[2]
-    return jnp.where(weight > 0, out, img)
+    return jax.lax.while_loop(goes_on, iterate, start)[2]
