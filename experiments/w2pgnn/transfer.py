@@ -5,7 +5,6 @@ network learns to predict hidden node pairs of two pooled sets, and is judged on
 is and after fine-tuning on a few graphs.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
@@ -18,29 +17,13 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from experiments.parallel import over_seeds
+from jaxneg.graphs import graphon_at
 from jaxneg.nn import pair_predictor
 
 Mixture = dict[int, float]
 
-GRAPHONS: dict[int, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    0: lambda u, v: (1 - u) * (1 - v),
-    1: lambda u, v: np.exp(-(u**0.7 + v**0.7)),
-    2: lambda u, v: ((1 - u) ** 2 + (1 - v) ** 2 + np.sqrt(1 - u) + np.sqrt(1 - v)) / 4,
-    3: lambda u, v: (2 - u - v) / 2,
-    4: lambda u, v: 1 / (1 + np.exp(-2 * ((1 - u) ** 2 + (1 - v) ** 2))),
-    5: lambda u, v: 1 / (1 + np.exp(-(np.maximum(1 - u, 1 - v) ** 2 + np.minimum(1 - u, 1 - v) ** 4))),
-    6: lambda u, v: np.exp(-(np.maximum(u, v) ** 0.75)),
-    7: lambda u, v: np.exp(-(np.minimum(u, v) + np.sqrt(u) + np.sqrt(v)) / 2),
-    8: lambda u, v: np.log(1 + np.maximum(1 - u, 1 - v) / 2),
-    9: lambda u, v: np.abs(u - v),
-    10: lambda u, v: 1 - np.abs(u - v),
-    11: lambda u, v: 0.8 * ((u < 0.5) == (v < 0.5)),
-    12: lambda u, v: 0.8 * ((u < 0.5) != (v < 0.5)),
-}
-"""Probability of an edge between nodes at u and v: the synthetic graphons of Xu et al. 2021,
-arXiv:2012.05644."""
-
 PRETRAINING = (0, 1, 5, 9, 10, 11)
+"""Kinds of `jaxneg.graphs.graphon_at`."""
 DOWNSTREAM: tuple[Mixture, ...] = (
     {0: 0.5, 5: 0.5},
     {10: 0.5, 11: 0.5},
@@ -148,7 +131,7 @@ def probability(mixture: Mixture, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         >>> round(float(probability({0: 0.5, 5: 0.5}, np.array(1.0), np.array(1.0))), 2)
         0.25
     """
-    return np.asarray(sum(weight * GRAPHONS[kind](u, v) for kind, weight in mixture.items()), float)
+    return np.asarray(sum(weight * graphon_at(kind, u, v) for kind, weight in mixture.items()))
 
 
 def draw_graphs(rng: np.random.Generator, mixture: Mixture, count: int, nodes: int) -> np.ndarray:

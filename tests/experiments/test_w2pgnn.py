@@ -31,18 +31,6 @@ from jaxneg.train import compile_for, make_mesh, shard_step
 TINY = Encoder(layers=1, width=4, batch=4, steps=3, queue=8)
 
 
-@pytest.mark.golden("w2pgnn", "synthetic_graphons.npz")
-def test_synthetic_graphons(golden):
-    """The published code's grid is (1 .. R) / R, counted from the other end where a graphon rises."""
-    size = int(golden["resolution"])
-    kinds = [name.removeprefix("type") for name in golden if name.startswith("type")]
-    assert kinds
-    for kind in map(int, kinds):
-        grid = np.arange(size) / size if kind in (0, 2, 3, 4, 5, 8, 11, 12) else np.arange(1, size + 1) / size
-        found = transfer.GRAPHONS[kind](grid[:, None], grid[None])
-        np.testing.assert_allclose(found, golden[f"type{kind}"], atol=1e-12, err_msg=f"type {kind}")
-
-
 def test_graphs_follow_their_graphon():
     rng = np.random.default_rng(0)
     mixture = {0: 0.5, 9: 0.5}
