@@ -171,12 +171,15 @@ def _part_a(sizes: Transfer, run_dir: RunDir) -> tuple[Study, Study, list[Table]
     curve = np.mean([each["curve"] for each in found], axis=0)
     for step in range(0, sizes.steps, max(1, sizes.steps // 50)):
         run_dir.log(step, **{"transfer/loss": float(curve[:-1, step].mean())})
+    at_once, after = "− cross-entropy, zero-shot", "− cross-entropy, fine-tuned"
     run_dir.figure(
         "feasibility",
-        draw_scatter(zero_shot, "− cross-entropy, zero-shot (nats)"),
+        draw_scatter({at_once: zero_shot, after: tuned}, untrained=[at_once]),
         "Controlled transfer: feasibility of each pair of pre-training graphons against what "
-        "it gives without "
-        f"fine-tuning, mean over {sizes.worlds} worlds; r is the mean of the worlds' correlations.",
+        "it gives (nats), mean over "
+        f"{sizes.worlds} worlds, without fine-tuning (above) and after it (below); points below "
+        "the dashed line are negative "
+        "transfer. r is the mean of the worlds' correlations.",
     )
     run_dir.figure(
         "correlations",
@@ -188,9 +191,7 @@ def _part_a(sizes: Transfer, run_dir: RunDir) -> tuple[Study, Study, list[Table]
     run_dir.figure(
         "graphons",
         draw_graphons(found[0]["graphons"], [*sets, *targets], len(sets)),
-        "Controlled transfer: block-mean graphons of the first world. Sorting by degree cannot "
-        "tell types 11 and 12, "
-        "whose degrees are all alike, from a constant.",
+        "Controlled transfer: block-mean graphons of the first world, nodes sorted by degree.",
     )
     labels = [*["selection"] * len(selections), "all"]
     run_dir.figure(
@@ -252,7 +253,7 @@ def _part_b(real: Real, networks: Networks, run_dir: RunDir) -> tuple[Study, lis
         run_dir.log(step, **{"real/loss": float(curve[:-1, step].mean())})
     run_dir.figure(
         "feasibility-real",
-        draw_scatter(study, "accuracy (%)", 100.0),
+        draw_scatter({"accuracy (%)": study}, 100.0),
         "Real networks: feasibility of each selection against the accuracy of a ridge "
         "classifier on the frozen "
         f"embeddings, mean over {real.seeds} seeds.",

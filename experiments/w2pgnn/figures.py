@@ -1,6 +1,6 @@
 """The figures of the experiment."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,36 +15,50 @@ from experiments.w2pgnn.tables import names_of
 OURS, THEIRS, NONE, ALL = "#2166ac", "#b0b0b0", "#b2182b", "#e08214"
 
 
-def draw_scatter(study: Study, label: str, scale: float = 1.0) -> Figure:
-    """Feasibility against what pre-training gave, a panel for each downstream set.
+def draw_scatter(
+    studies: Mapping[str, Study], scale: float = 1.0, *, untrained: Sequence[str] = ()
+) -> Figure:
+    """Feasibility against what pre-training gave, a row for each study and a column for each downstream set.
 
     Args:
-        study: scores and performance; means over repetitions are drawn.
-        label: of the performance.
+        studies: scores and performance by the label of the performance; means over repetitions are drawn.
         scale: of the performance.
+        untrained: studies whose networks without pre-training have not learnt anything: they are not drawn.
 
     Returns:
         The figure.
     """
-    columns = len(study.targets)
-    figure, row = plt.subplots(1, columns, figsize=(2.9 * columns, 3.1), squeeze=False, layout="constrained")
-    zeta, mean = study.scores[ZETA].mean(0), scale * study.performance.mean(0)
-    correlations = study.correlations(ZETA).mean(0)
-    if len(study.scores[ZETA]) == 1:
-        correlations = study.correlation_of_mean(ZETA, study.performance.mean(0))
-    for t, (axes, target) in enumerate(zip(row[0], study.targets, strict=True)):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.scatter(zeta[:, t], mean[:-2, t], s=28, color=OURS, edgecolor="white", linewidth=0.6, zorder=3)
-        if len(np.unique(zeta[:, t])) > 1:
-            slope, offset = np.polyfit(zeta[:, t], mean[:-2, t], 1)
-            ends = np.array([zeta[:, t].min(), zeta[:, t].max()])
-            axes.plot(ends, slope * ends + offset, color=OURS, linewidth=1, alpha=0.6)
-        axes.axhline(mean[-1, t], color=NONE, linestyle="--", linewidth=1, label="no pre-training")
-        axes.axhline(mean[-2, t], color=ALL, linestyle=":", linewidth=1.4, label="all sets")
-        axes.set_title(f"{target}, r = {correlations[t]:.2f}", fontsize=10)
-        axes.set_xlabel("feasibility ζ")
-    row[0][0].set_ylabel(label)
-    handles, names = row[0][0].get_legend_handles_labels()
+    columns = max(len(study.targets) for study in studies.values())
+    figure, grid = plt.subplots(
+        len(studies),
+        columns,
+        figsize=(2.9 * max(columns, 2), 2.9 * len(studies) + 0.4),
+        squeeze=False,
+        layout="constrained",
+    )
+    for row, (label, study) in zip(grid, studies.items(), strict=True):
+        zeta, mean = study.scores[ZETA].mean(0), scale * study.performance.mean(0)
+        correlations = study.correlations(ZETA).mean(0)
+        if len(study.scores[ZETA]) == 1:
+            correlations = study.correlation_of_mean(ZETA, study.performance.mean(0))
+        for axes in row[len(study.targets) :]:
+            axes.axis("off")
+        for t, (axes, target) in enumerate(zip(row, study.targets, strict=False)):
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.scatter(
+                zeta[:, t], mean[:-2, t], s=28, color=OURS, edgecolor="white", linewidth=0.6, zorder=3
+            )
+            if len(np.unique(zeta[:, t])) > 1:
+                slope, offset = np.polyfit(zeta[:, t], mean[:-2, t], 1)
+                ends = np.array([zeta[:, t].min(), zeta[:, t].max()])
+                axes.plot(ends, slope * ends + offset, color=OURS, linewidth=1, alpha=0.6)
+            if label not in untrained:
+                axes.axhline(mean[-1, t], color=NONE, linestyle="--", linewidth=1, label="no pre-training")
+            axes.axhline(mean[-2, t], color=ALL, linestyle=":", linewidth=1.4, label="all sets")
+            axes.set_title(f"{target}, r = {correlations[t]:.2f}", fontsize=10)
+            axes.set_xlabel("feasibility ζ")
+        row[0].set_ylabel(label)
+    handles, names = grid[-1][0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False)
     return figure
 

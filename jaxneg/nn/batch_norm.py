@@ -65,7 +65,7 @@ class BatchNorm(nnx.Module):
         self, x: Float[Array, "*axes features"], mask: Bool[Array, "*axes"] | None = None
     ) -> Float[Array, "*axes features"]:
         """The normalised features, in the type of ``x``; where a mask is false they do not count."""
-        y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        y = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
         if not self.use_running_average:
             axes = tuple(range(x.ndim - 1))
             where = None if mask is None else mask[..., None]
