@@ -38,7 +38,7 @@ def test_logits_by_hand(graph):
     adj, pairs = graph
     np.testing.assert_allclose(node_statistics(jnp.asarray(adj)), statistics(adj), rtol=1e-5, atol=1e-6)
     model = pair_predictor(layers=2, width=4, hidden=3)
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     found = jax.jit(model.apply)(params, adj[None], pairs[None])[0]
     x, d = statistics(adj), adj.sum(1) / NODES
     walk = adj / np.maximum(adj.sum(1, keepdims=True), 1)
@@ -59,7 +59,7 @@ def test_symmetry_and_a_small_start(graph):
     """A pair's order does not matter, nor do the nodes' numbers; logits start near 0."""
     adj, pairs = graph
     model = pair_predictor()
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     apply = jax.jit(model.apply)
     found = apply(params, adj[None], pairs[None])
     np.testing.assert_allclose(apply(params, adj[None], pairs[None, :, ::-1]), found, rtol=1e-5, atol=1e-7)
