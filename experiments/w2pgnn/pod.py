@@ -84,10 +84,12 @@ def _pretraining_target(pod: PodScale) -> Target:
         return jax.vmap(lambda k: init_pretraining(encoder, k))(jax.random.split(key, pod.runs))
 
     shape = (pod.runs, encoder.batch, pod.view_nodes)
-    views = ViewBatch(
-        jax.ShapeDtypeStruct((*shape, encoder.features), jnp.float32),
-        jax.ShapeDtypeStruct((*shape, pod.view_nodes), jnp.uint8),
-        jax.ShapeDtypeStruct(shape[:2], jnp.int32),
+    views = jax.eval_shape(
+        lambda: ViewBatch(
+            jnp.zeros((*shape, encoder.features)),
+            jnp.zeros((*shape, pod.view_nodes), jnp.uint8),
+            jnp.zeros(shape[:2], jnp.int32),
+        )
     )
     return Target(
         step=every,
@@ -101,7 +103,7 @@ def _pretraining_target(pod: PodScale) -> Target:
 
 def _feasibility_target(pod: PodScale) -> Target:
     def every(state: GridState, batch: dict[str, Array]) -> tuple[GridState, dict[str, Array]]:
-        mesh = jax.sharding.get_abstract_mesh()
+        mesh: Any = jax.sharding.get_abstract_mesh()
         result = graphs.feasibility_grid(batch["bases"], batch["targets"], mesh=mesh, steps=pod.steps)
         return GridState(state.step + 1), {"zeta": result.zeta, "alpha": result.alpha}
 

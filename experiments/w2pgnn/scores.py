@@ -135,7 +135,8 @@ def score_selections(
         return _feasibilities([of_sets[:sets][selection] for selection in selections], of_sets[sets:], steps)
 
     pools = [
-        graphs.merge_graphs([pretraining[at] for at in np.flatnonzero(selection)]) for selection in selections
+        graphs.merge_graphs([each for each, held in zip(pretraining, selection, strict=True) if held])
+        for selection in selections
     ]
     integr = [graphon_of(pool, resolution)[None] for pool in pools]
     topo = []

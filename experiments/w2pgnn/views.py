@@ -199,7 +199,8 @@ def small_graphs(
     found: list[np.ndarray] = []
     if network.graph is not None:
         starts = np.searchsorted(network.graph, np.arange(int(network.graph[-1]) + 2))
-        candidates = (np.arange(starts[g], starts[g + 1]) for g in rng.permutation(len(starts) - 1))
+        every = np.arange(network.n)
+        candidates = (every[starts[g] : starts[g + 1]] for g in rng.permutation(len(starts) - 1))
     else:
         candidates = (_two_hops(start, others, node) for node in rng.permutation(network.n))
     for nodes in candidates:
