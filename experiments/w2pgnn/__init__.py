@@ -22,7 +22,13 @@ from experiments.w2pgnn.pod import PodScale
 from experiments.w2pgnn.pretraining import GCC_MOCO, Encoder
 from experiments.w2pgnn.real import Networks, Real, accuracies, load_networks
 from experiments.w2pgnn.scores import Scored, score_selections, whole
-from experiments.w2pgnn.tables import real_table, results_table, selection_table, transfer_table
+from experiments.w2pgnn.tables import (
+    choices_table,
+    real_table,
+    results_table,
+    selection_table,
+    transfer_table,
+)
 from experiments.w2pgnn.transfer import (
     DOWNSTREAM,
     PRETRAINING,
@@ -89,19 +95,16 @@ PRESETS: dict[str, Config] = {
 
 
 NOTES = (
-    "The paper's correlations were not available; its selections are a public leaderboard's "
-    "extract (ROC-AUC on molecules), so "
-    "that only directions compare. The prototype's figures come from another program with one "
-    "draw of the graphs.",
+    "The paper's correlations were not available; its selections are a public leaderboard's extract "
+    "(ROC-AUC on molecules), so that only directions compare. The prototype's figures come from another "
+    "program with one draw of the graphs.",
     "Feasibilities are those of block means without denoising (TV weight 0) and of the exact square-loss "
-    "Gromov-Wasserstein distance, where the published code has TV weight h and an entropic one; "
-    "both are ours. "
-    "Claims are about the domain basis; all bases are in the tables.",
-    "Part A: a world is a draw of all graphs; a training's initialisation and draws are alike "
-    "for all selections of "
-    "its seed. Intervals are over worlds.",
-    "Part B: Fisher's intervals take selections for independent, which share networks: they are "
-    "rather too narrow.",
+    "Gromov-Wasserstein distance, where the published code has TV weight h and an entropic one; both are "
+    "ours. Claims are about the domain basis; all bases are in the tables.",
+    "Part A: a world is a draw of all graphs; a training's initialisation and draws are alike for all "
+    "selections of its seed. Intervals are over worlds.",
+    "Part B: Fisher's intervals take selections for independent, which share networks: they are rather too "
+    "narrow.",
 )
 
 
@@ -175,18 +178,15 @@ def _part_a(sizes: Transfer, run_dir: RunDir) -> tuple[Study, Study, list[Table]
     run_dir.figure(
         "feasibility",
         draw_scatter({at_once: zero_shot, after: tuned}, untrained=[at_once]),
-        "Controlled transfer: feasibility of each pair of pre-training graphons against what "
-        "it gives (nats), mean over "
-        f"{sizes.worlds} worlds, without fine-tuning (above) and after it (below); points below "
-        "the dashed line are negative "
-        "transfer. r is the mean of the worlds' correlations.",
+        "Controlled transfer: feasibility of each pair of pre-training graphons against what it gives "
+        f"(nats), mean over {sizes.worlds} worlds, without fine-tuning (above) and after it (below); points "
+        "below the dashed line are negative transfer. r is the mean of the worlds' correlations.",
     )
     run_dir.figure(
         "correlations",
         draw_correlations(zero_shot, over_selections=False),
-        "Controlled transfer: correlation of each score with the zero-shot performance over the "
-        "pairs, mean over "
-        "downstream sets (bars, with 95 % intervals over worlds) and for each (marks).",
+        "Controlled transfer: correlation of each score with the zero-shot performance over the pairs, "
+        "mean over downstream sets (bars, with 95 % intervals over worlds) and for each (marks).",
     )
     run_dir.figure(
         "graphons",
@@ -204,6 +204,12 @@ def _part_a(sizes: Transfer, run_dir: RunDir) -> tuple[Study, Study, list[Table]
         transfer_table(zero_shot, tuned),
         selection_table(
             tuned, "Selection in part A beside the paper's: − cross-entropy after fine-tuning (nats)", 1, 3
+        ),
+        choices_table(
+            tuned,
+            np.mean([each["alpha"] for each in found], axis=0),
+            "What part A selects, mean over worlds",
+            kinds,
         ),
         results_table(zero_shot, "Controlled transfer: ζ: − cross-entropy, zero-shot (nats)", 1, 3, kinds),
         results_table(tuned, "Controlled transfer: ζ: − cross-entropy after fine-tuning (nats)", 1, 3, kinds),
@@ -254,27 +260,25 @@ def _part_b(real: Real, networks: Networks, run_dir: RunDir) -> tuple[Study, lis
     run_dir.figure(
         "feasibility-real",
         draw_scatter({"accuracy (%)": study}, 100.0),
-        "Real networks: feasibility of each selection against the accuracy of a ridge "
-        "classifier on the frozen "
-        f"embeddings, mean over {real.seeds} seeds.",
+        "Real networks: feasibility of each selection against the accuracy of a ridge classifier on the "
+        f"frozen embeddings, mean over {real.seeds} seeds.",
     )
     run_dir.figure(
         "correlations-real",
         draw_correlations(study, over_selections=True),
-        "Real networks: correlation of each score with the accuracies' mean over seeds: mean "
-        "over downstream networks "
-        "(bars), and each with Fisher's 95 % interval over selections (marks).",
+        "Real networks: correlation of each score with the accuracies' mean over seeds: mean over "
+        "downstream networks (bars), and each with Fisher's 95 % interval over selections (marks).",
     )
     run_dir.figure(
         "graphons-real",
         draw_graphons(by_score["graphons"], [*sets, *targets], len(sets)),
-        "Real networks: block-mean graphons of 2-hop ego networks; the brighter corner is where "
-        "nodes of high degree "
-        "meet.",
+        "Real networks: block-mean graphons of 2-hop ego networks; the brighter corner is where nodes of "
+        "high degree meet.",
     )
     tables = [
         real_table(study),
         selection_table(study, "Selection in part B beside the paper's: accuracy (%)", 100, 1),
+        choices_table(study, by_score["alpha"], "What part B selects", sets),
         results_table(study, "Real networks: ζ: accuracy (%)", 100, 1, sets),
     ]
     reliability = split_half(study.of_selections)
@@ -287,9 +291,8 @@ def _part_b(real: Real, networks: Networks, run_dir: RunDir) -> tuple[Study, lis
     if networks.stand_in:
         notes.insert(
             0,
-            "The networks of part B were not found: four small ones that are embedded stand in "
-            "for them, so that its "
-            "claims say nothing about the paper's. Set JAXNEG_DATA to the folder that holds "
+            "The networks of part B were not found: four small ones that are embedded stand in for them, "
+            "so that its claims say nothing about the paper's. Set JAXNEG_DATA to the folder that holds "
             "w2pgnn/graphs.npz.",
         )
     return study, tables, notes

@@ -97,26 +97,24 @@ CLAIMS: tuple[Claim, ...] = (
         "Pre-training on feasible selections benefits more than on infeasible ones",
         f"{PAPER}, abstract",
         "qualitative only; a prototype: +0.062 and -0.009 nats",
-        "benefit over training from scratch, in nats after fine-tuning: mean of the three pairs "
-        "of highest zeta "
-        f"minus that of the three lowest, mean over downstream sets; {CONTROLLED}",
+        "benefit over training from scratch, in nats after fine-tuning: mean of the three pairs of highest "
+        f"zeta minus that of the three lowest, mean over downstream sets; {CONTROLLED}",
         AtLeast(0.0),
     ),
     Claim(
         "transfer-can-be-negative",
-        "Where no mechanism of the pre-training sets could have generated the downstream "
-        "graphs, pre-training hurts",
+        "Where no mechanism of the pre-training sets could have generated the downstream graphs, "
+        "pre-training hurts",
         f"{PAPER}, abstract: negative transfer",
         "qualitative only; a prototype: 73 % of the pairs",
-        "share of the pairs that end worse than from scratch, in %, on graphs whose edges all "
-        "cross the two halves; "
-        f"{CONTROLLED}",
+        "share of the pairs that end worse than from scratch, in %, on graphs whose edges all cross the "
+        f"two halves; {CONTROLLED}",
         AtLeast(50.0),
     ),
     Claim(
         "denoising-hides-structure",
-        "With the published code's TV weight h the graphon is only a density: zeta is no better "
-        "than that baseline",
+        "With the published code's TV weight h the graphon is only a density: zeta is no better than that "
+        "baseline",
         "published code, estimators (an observation of ours, no claim of the paper's)",
         "n/a; a prototype: 0.30 and 0.34",
         f"mean correlation of zeta with TV weight h minus that of the density baseline; {CONTROLLED}",
@@ -127,8 +125,8 @@ CLAIMS: tuple[Claim, ...] = (
         "Pre-training on the selection of highest feasibility is better than on all data",
         f"{PAPER}, data selection (as a public leaderboard has it)",
         "67.74 % and 66.04 % ROC-AUC, mean over BACE, BBBP and ClinTox",
-        "cross-entropy after fine-tuning from all six sets minus that from the chosen pair, in "
-        f"nats; {CONTROLLED}",
+        "cross-entropy after fine-tuning from all six sets minus that from the chosen pair, in nats; "
+        f"{CONTROLLED}",
         AtLeast(0.0),
     ),
     Claim(
@@ -136,9 +134,8 @@ CLAIMS: tuple[Claim, ...] = (
         "On real networks feasibility correlates positively with accuracy, on the mean over downstream sets",
         EVALUATION,
         "not available; a prototype: 0.31",
-        f"{REAL}: mean over downstream sets of the Pearson correlation of zeta with one seed's "
-        "accuracies; one value "
-        "a seed",
+        f"{REAL}: mean over downstream sets of the Pearson correlation of zeta with one seed's accuracies; "
+        "one value a seed",
         AtLeast(0.0),
     ),
     Claim(
@@ -146,9 +143,8 @@ CLAIMS: tuple[Claim, ...] = (
         "On real networks feasibility correlates positively with accuracy, on every downstream set",
         EVALUATION,
         "not available; a prototype: 0.26, 0.32, 0.45, 0.22",
-        f"{REAL}: smallest over downstream sets of the Pearson correlation of zeta with the "
-        "accuracies' mean over "
-        "seeds; pseudo-values of the jackknife over seeds",
+        f"{REAL}: smallest over downstream sets of the Pearson correlation of zeta with the accuracies' "
+        "mean over seeds; pseudo-values of the jackknife over seeds",
         AtLeast(0.0),
     ),
     Claim(
@@ -156,9 +152,8 @@ CLAIMS: tuple[Claim, ...] = (
         "On real networks the selection of highest feasibility is better than all data",
         f"{PAPER}, data selection (as a public leaderboard has it)",
         "67.74 % and 66.04 % ROC-AUC, mean over BACE, BBBP and ClinTox",
-        f"{REAL}: accuracy of the chosen selection minus that of all networks, in % points, "
-        "mean over downstream "
-        "sets; one value a seed",
+        f"{REAL}: accuracy of the chosen selection minus that of all networks, in % points, mean over "
+        "downstream sets; one value a seed",
         AtLeast(0.0),
     ),
 )

@@ -97,8 +97,8 @@ def scaffold_domain(scaffolds: list[str], domain: int) -> list[int]:
     length = len(groups) // DOMAINS
     if length < 2:
         raise ValueError(
-            f"scaffolds: expected at least {2 * DOMAINS} different ones for {DOMAINS} domains, "
-            f"got {len(groups)}"
+            f"scaffolds: expected at least {2 * DOMAINS} different ones for {DOMAINS} domains, got "
+            f"{len(groups)}"
         )
     members = list(groups.values())
     order = np.random.RandomState(0).permutation(len(members))
@@ -113,8 +113,7 @@ def _rdkit() -> tuple[Any, Any]:
         from rdkit.Chem.Scaffolds import MurckoScaffold  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError(
-            "reading SMILES needs RDKit: pip install rdkit, or convert the molecules to the TU "
-            "text format and "
-            "read them with tu:FOLDER"
+            "reading SMILES needs RDKit: pip install rdkit, or convert the molecules to the TU text format "
+            "and read them with tu:FOLDER"
         ) from error
     return Chem, lambda text: MurckoScaffold.MurckoScaffoldSmiles(smiles=text, includeChirality=True)

@@ -272,9 +272,8 @@ def read_tu(folder: Path) -> Network:
             raise ValueError(f"{where}: expected nodes from 1 to {len(graph)}, got {i} and {j}")
         if graph[i - 1] != graph[j - 1]:
             raise ValueError(
-                f"{where}: nodes {i} and {j} are of different graphs, {graph[i - 1]} and "
-                f"{graph[j - 1]}: one of "
-                f"{file('A').name} and {file('graph_indicator').name} is of another version"
+                f"{where}: nodes {i} and {j} are of different graphs, {graph[i - 1]} and {graph[j - 1]}: "
+                f"one of {file('A').name} and {file('graph_indicator').name} is of another version"
             )
         pairs.append([i - 1, j - 1])
     edges, notes = simple_edges(np.array(pairs, np.int64), file("A").name)

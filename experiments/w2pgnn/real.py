@@ -146,16 +146,14 @@ def load_networks(real: Real) -> Networks:
     for network in found.downstream:
         if network.labels is None:
             raise ValueError(
-                f"{network.name}: a downstream network needs labels: add "
-                f"{network.name}.nodelabel beside its edge "
-                "list, or choose another"
+                f"{network.name}: a downstream network needs labels: add {network.name}.nodelabel beside "
+                "its edge list, or choose another"
             )
         counts = np.bincount(network.labels)
         if len(counts) < 2 or counts.min() < real.folds:
             raise ValueError(
-                f"{network.name}: expected at least two classes with {real.folds} members each, "
-                "one for each fold, "
-                f"got {counts.tolist()}"
+                f"{network.name}: expected at least two classes with {real.folds} members each, one for "
+                f"each fold, got {counts.tolist()}"
             )
     return found
 

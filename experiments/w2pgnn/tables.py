@@ -118,8 +118,8 @@ def real_table(study: Study) -> Table:
         ]
     )
     return Table(
-        f"Real networks: Pearson r over {count} selections of accuracy with each score "
-        "(Fisher's 95 % interval)",
+        f"Real networks: Pearson r over {count} selections of accuracy with each score (Fisher's 95 % "
+        "interval)",
         ["score", *study.targets, "mean", "mean of each seed alone [95 %]"],
         rows,
     )
@@ -152,6 +152,33 @@ def selection_table(study: Study, title: str, scale: float, digits: int) -> Tabl
     row("best selection, with hindsight", study.of_selections[:, best, np.arange(len(best))])
     columns = ["selection by", "BACE, paper", "BBBP, paper", "ClinTox, paper", "mean, paper"]
     return Table(title, [*columns, *study.targets, "mean [95 %]"], rows)
+
+
+def choices_table(study: Study, alpha: np.ndarray, title: str, names: Sequence[str]) -> Table:
+    """The selection of highest zeta for each downstream set, with the weights of its best mixture.
+
+    Args:
+        study: scores and performance.
+        alpha: ``[selections, targets, sets]``.
+        title: of the table.
+        names: of the sets.
+
+    Returns:
+        The table, with the selection that was best in hindsight beside.
+    """
+
+    def label(selection: np.ndarray, weights: np.ndarray | None = None) -> str:
+        held = np.flatnonzero(selection)
+        texts = [names[s] if weights is None else f"{weights[s]:.2f} {names[s]}" for s in held]
+        return " + ".join(texts)
+
+    zeta, best = study.scores[ZETA].mean(0), study.of_selections.mean(0).argmax(0)
+    rows: list[list[str | float | int]] = []
+    for t, target in enumerate(study.targets):
+        first = int(zeta[:, t].argmax())
+        mixture = label(study.selections[first], alpha[first, t])
+        rows.append([target, mixture, f"{zeta[first, t]:.3f}", label(study.selections[best[t]])])
+    return Table(title, ["downstream", "highest ζ, with weights", "ζ", "best in hindsight"], rows)
 
 
 def results_table(study: Study, title: str, scale: float, digits: int, names: Sequence[str]) -> Table:

@@ -210,8 +210,8 @@ def small_graphs(
                 break
     if not found:
         raise ValueError(
-            f"{network.name}: no 2-hop ego network (or graph) has {least} to {most} nodes: "
-            "change ego_least and ego_most"
+            f"{network.name}: no 2-hop ego network (or graph) has {least} to {most} nodes: change ego_least "
+            "and ego_most"
         )
     sizes = np.array([len(nodes) for nodes in found], np.int32)
     padded = np.full((len(found), sizes.max()), -1, np.int64)

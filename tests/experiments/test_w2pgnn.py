@@ -342,7 +342,7 @@ def check_report(report, run):
     figures = list((run / "figures").glob("*.png"))
     assert sorted(figure.stem for figure in figures) == [*kinds, "graphons-real"]
     assert all(figure.stat().st_size > 8_000 for figure in figures)
-    assert [len(table["rows"]) for table in report["tables"]][:4] == [13, 16, 18, 18]
+    assert [len(table["rows"]) for table in report["tables"]][:5] == [13, 16, 5, 18, 18]
     assert any("split-half reliability" in note for note in report["notes"])
 
 
@@ -357,8 +357,9 @@ def test_report_of_made_up_results(tmp_path, monkeypatch):
     with RunDir.create("w2pgnn", config, preset="smoke", path=tmp_path / "run") as run_dir:
         report = run_experiment(run_dir)
     check_report(report, tmp_path / "run")
-    assert [len(table["rows"]) for table in report["tables"]][4:] == [12, 14, 9]
+    assert [len(table["rows"]) for table in report["tables"]][5:] == [12, 14, 1, 9]
     assert "Set JAXNEG_DATA to the folder that holds w2pgnn/graphs.npz" in report["notes"][0]
+    assert report["tables"][2]["rows"][0][1].startswith("0.00 ")  # weights of made-up scores
     paper = next(row for row in report["tables"][1]["rows"] if row[0] == scores.ZETA)
     assert paper[1:5] == ["73.54", "65.46", "64.21", "67.74"]
 
