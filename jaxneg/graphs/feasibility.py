@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -143,10 +143,13 @@ def feasibility_grid(
         raise ValueError(f"axis_name: expected one of {', '.join(mesh.axis_names)}, got {axis_name!r}")
     count = len(bases)
     extra = -count % mesh.shape[axis_name]
-    # The last pair fills the batch up.
-    bases, targets = (jnp.concatenate([x, jnp.repeat(x[-1:], extra, axis=0)]) for x in (bases, targets))
+    if extra:  # the last pair fills the batch up
+        bases, targets = (jnp.concatenate([x, jnp.repeat(x[-1:], extra, axis=0)]) for x in (bases, targets))
+    bases, targets = jax.device_put((bases, targets), NamedSharding(mesh, P(axis_name)))
     found = _grid(bases, targets, key, mesh, axis_name, steps, lr, starts, iters)
-    return jax.tree.map(lambda x: x[:count], found) if extra else found
+    if extra == 0:
+        return found
+    return jax.tree.map(lambda x: x[:count], jax.device_put(found, NamedSharding(mesh, P())))
 
 
 @partial(jax.jit, static_argnames=("mesh", "axis_name", "steps", "lr", "starts", "iters"))

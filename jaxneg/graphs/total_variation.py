@@ -43,7 +43,11 @@ def tv_chambolle(
     if img.ndim != 2 or 0 in img.shape:
         raise ValueError(f"img: expected [rows, columns], none empty, got shape {img.shape}")
     at_least("max_iter", max_iter, 1)
-    weight = jnp.asarray(weight, img.dtype)
+    return _denoise(img, jnp.asarray(weight, img.dtype), jnp.asarray(eps, img.dtype), jnp.int32(max_iter))
+
+
+@jax.jit
+def _denoise(img: Array, weight: Array, eps: Array, max_iter: Array) -> Array:
     safe = jnp.where(weight > 0, weight, 1)
 
     def divergence(p: Array) -> Array:

@@ -25,7 +25,7 @@ from jaxneg.graphs import (
     w2pgnn_feasibility,
 )
 
-R, STEPS = 4, 40
+R, FIT = 4, {"steps": 20, "lr": 0.2}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def grid(bases):
     shares = np.linspace(0, 1, 11, dtype="f4")
     targets = np.einsum("bk,kij->bij", np.stack([shares, 1 - shares], 1), bases)
     pairs = np.broadcast_to(bases, (11, 2, R, R))
-    return pairs, targets, feasibility_grid(pairs, targets, steps=STEPS)
+    return pairs, targets, feasibility_grid(pairs, targets, **FIT)
 
 
 def sampled(kind, graphs, nodes, seed):
@@ -56,7 +56,7 @@ def domains():
 
 def test_mixtures_are_found_again(bases, grid):
     _, targets, found = grid
-    assert found.trace.shape == (11, STEPS)
+    assert found.trace.shape == (11, FIT["steps"])
     assert np.all(found.zeta <= 0)
     np.testing.assert_allclose(found.alpha.sum(1), 1, rtol=1e-5)
     np.testing.assert_allclose(found.alpha[3:8, 0], np.linspace(0, 1, 11)[3:8], atol=0.06)
@@ -72,7 +72,7 @@ def test_mixtures_are_found_again(bases, grid):
 
 def test_one_by_one(grid):
     pairs, targets, found = grid
-    one = feasibility(pairs[2], targets[2], steps=STEPS)
+    one = feasibility(pairs[2], targets[2], **FIT)
     for part, of_grid in zip(one, found, strict=True):
         np.testing.assert_allclose(part, of_grid[2], atol=2e-5)
 
@@ -81,14 +81,14 @@ def test_one_by_one(grid):
 def test_grids_do_not_depend_on_the_mesh(grid, axis_type):
     pairs, targets, whole = grid
     mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
-    split = feasibility_grid(pairs, targets, mesh=mesh, steps=STEPS)
+    split = feasibility_grid(pairs, targets, mesh=mesh, **FIT)
     assert len(split.zeta) == 11
     for part, of_one in zip(split, whole, strict=True):
         np.testing.assert_allclose(part, of_one, atol=2e-5)
     even = feasibility_grid(
         *(jax.device_put(x[:8], jax.NamedSharding(mesh, P("data"))) for x in (pairs, targets)),
         mesh=mesh,
-        steps=STEPS,
+        **FIT,
     )
     assert even.zeta.sharding.spec == P("data")
     np.testing.assert_allclose(even.zeta, whole.zeta[:8], atol=2e-5)
@@ -155,7 +155,7 @@ def test_clusters_of_few_and_empty_graphs():
 
 
 def test_w2pgnn_feasibility(domains):
-    settings = {"resolution": R, "steps": STEPS, "clusters": 2}
+    settings = {"resolution": R, **FIT, "clusters": 2}
     found = w2pgnn_feasibility(domains, sampled(0, 12, 12, 2), **settings)
     assert set(found.by_variant) == {"integr", "domain", "topo"}
     assert found.zeta == max(result.zeta for result in found.by_variant.values())
@@ -169,13 +169,13 @@ def test_w2pgnn_feasibility(domains):
 
 def test_topological_selection(domains):
     target = resize_graphon(synthesize_graphon(0, 12), R)
-    found = topological_selection(domains, target, resolution=R, steps=STEPS, clusters=2, rounds=1)
+    found = topological_selection(domains, target, resolution=R, **FIT, clusters=2, rounds=1)
     assert found.domain == 0
     assert 0 < len(found.graphs) < 12
     assert found.rounds == [len(found.graphs)]
-    assert topological_selection(
-        domains, target, resolution=R, steps=STEPS, rounds=0
-    ).graphs.tolist() == list(range(12))
+    assert topological_selection(domains, target, resolution=R, **FIT, rounds=0).graphs.tolist() == list(
+        range(12)
+    )
 
 
 def test_selection():

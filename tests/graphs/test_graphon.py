@@ -19,7 +19,7 @@ from jaxneg.graphs import (
     synthesize_graphon,
     tv_chambolle,
 )
-from jaxneg.graphs.graphon import METHODS, stochastic_blocks
+from jaxneg.graphs.graphon import METHODS
 
 GRAPHS, NODES = 30, 32
 
@@ -34,10 +34,10 @@ def sampled(w, seed=0, nodes=NODES, graphs=GRAPHS):
     return (adj + adj.transpose(0, 2, 1))[:, order][:, :, order], p
 
 
-def estimated(method, adj, **settings):
-    aligned, _ = align_graphs(adj)
+def estimated(method, adj, n_nodes=None, **settings):
+    aligned, _ = align_graphs(adj, n_nodes)
     options = {"tv_weight": 0.05} if method == "sas" else {"threshold": 0.2} if method == "usvt" else {}
-    return np.asarray(estimate_graphon(aligned, None, method, resolution=NODES, **options, **settings))
+    return np.asarray(estimate_graphon(aligned, n_nodes, method, resolution=NODES, **options, **settings))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -46,7 +46,8 @@ def test_known_graphons(method):
         return np.where((u < 0.5) & (v < 0.5), 0.8, np.where((u < 0.5) != (v < 0.5), 0.4, 0.1))
 
     settings = {"k": 2} if method == "lg" else {"k": 6} if method.endswith("gwb") else {}
-    for w in (halves, functools.partial(graphon_at, 3)):
+    smooth = functools.partial(graphon_at, 3)
+    for w in (halves,) if method == "lg" else (halves, smooth):  # smooth degrees have no gaps
         adj, p = sampled(w)
         estimate = estimated(method, adj, **settings)
         assert np.all((estimate >= 0) & (estimate <= 1))
@@ -56,21 +57,17 @@ def test_known_graphons(method):
 
 
 def test_blocks_are_found_exactly():
-    p = np.kron(np.array([[1.0, 0.0], [0.0, 0.0]]), np.ones((8, 8))) + 0.5 * np.eye(16)[::-1].round()
-    graph = (p > 0.2).astype("f4")[None]
+    blocks = np.kron(np.array([[0.8, 0.3], [0.3, 0.1]]), np.ones((8, 8))).astype("f4")
     for method, settings in (("lg", {"k": 2}), ("sba", {"threshold": 0.05})):
-        estimate = np.asarray(estimate_graphon(graph.repeat(2, 0), None, method, **settings))
-        means = [graph[0, :8, :8].mean(), graph[0, 8:, 8:].mean(), graph[0, :8, 8:].mean()]
-        np.testing.assert_allclose(
-            [estimate[0, 1], estimate[9, 8], estimate[0, 9]], means, atol=1e-6, err_msg=method
-        )
+        estimate = estimate_graphon(np.stack([blocks, blocks]), None, method, **settings)
+        np.testing.assert_allclose(estimate, blocks, atol=1e-6, err_msg=method)
 
 
 def test_stochastic_blocks_against_a_loop():
     rng = np.random.default_rng(0)
     a = np.triu(rng.uniform(size=(5, 9, 9)) < 0.5, 1).astype(float)
     a[:, 7:] = 0  # a directed part too
-    nodes, half, threshold = 9, 2, 0.25
+    nodes, half, threshold = 9, 2, 0.15
     s1, s2 = a[:half].sum(0), a[half:].sum(0)
     weight = 1 / ((half + 1) * (nodes - half))
     blocks = [[0]]
@@ -92,7 +89,8 @@ def test_stochastic_blocks_against_a_loop():
     for rows in blocks:
         for columns in blocks:
             expected[np.ix_(rows, columns)] = a.mean(0)[np.ix_(rows, columns)].mean()
-    np.testing.assert_allclose(stochastic_blocks(jnp.asarray(a), None, threshold), expected, atol=1e-6)
+    found = estimate_graphon(np.concatenate([a, a[:1]]), [nodes] * 5 + [0], "sba", threshold=threshold)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_a_key_changes_the_order_of_visits_only():
@@ -123,18 +121,21 @@ def test_padding_leaks_the_size_and_resizing_does_not():
 
 
 def test_graphs_of_no_nodes_do_not_count():
-    adj, _ = sampled(functools.partial(graphon_at, 3), graphs=3, nodes=12)
-    more, counts = np.concatenate([adj, 0 * adj[:1]]), np.array([12, 12, 12, 0])
-    for method in ("sas", "sba", "sgwb"):
-        few = estimate_graphon(align_graphs(adj)[0], None, method, outer=3)
-        padded = estimate_graphon(align_graphs(more, counts)[0], counts, method, outer=3)
-        np.testing.assert_allclose(padded, few, atol=1e-6)
+    adj, _ = sampled(functools.partial(graphon_at, 3))
+    half = GRAPHS // 2
+    twice = np.concatenate([adj[:half], adj[:half]])
+    padded, counts = np.concatenate([adj[:half], np.ones_like(adj[:half])]), np.repeat([NODES, 0], half)
+    for method in ("sas", "sgwb"):
+        few = estimated(method, padded, n_nodes=counts, **({"k": 6} if method == "sgwb" else {}))
+        whole = estimated(method, twice, **({"k": 6} if method == "sgwb" else {}))
+        np.testing.assert_allclose(few, whole, atol=2e-5)
 
 
-def test_graphs_without_edges():
-    for method in METHODS:
-        graphon = np.asarray(estimate_graphon(align_graphs(np.zeros((2, 8, 8)))[0], None, method, outer=2))
-        np.testing.assert_allclose(graphon, 0, atol=1e-6)
+@pytest.mark.parametrize("method", METHODS)
+def test_graphs_without_edges(method):
+    settings = {"k": 2} if method == "lg" else {"k": 6} if method.endswith("gwb") else {}
+    nothing = estimated(method, np.zeros((GRAPHS, NODES, NODES), "f4"), **settings)
+    np.testing.assert_allclose(nothing, 0, atol=1e-5)  # singular vectors in float32
 
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
@@ -158,39 +159,35 @@ def test_graphs_of_a_domain_may_lie_on_many_devices(axis_type):
 
 def test_total_variation():
     rng = np.random.default_rng(0)
-    image = jnp.asarray(np.kron([[0.2, 0.8], [0.8, 0.2]], np.ones((4, 4))) + 0.05 * rng.normal(size=(8, 8)))
+    image = np.kron([[0.2, 0.8], [0.8, 0.2]], np.ones((4, 4))) + 0.05 * rng.normal(size=(8, 8))
+    image = image.astype("f4")
 
     def variation(u):
         return np.abs(np.diff(u, axis=0)).sum() + np.abs(np.diff(u, axis=1)).sum()
 
     weights = (0.0, 0.02, 0.1, 5.0)
-    smooth = [np.asarray(jax.jit(tv_chambolle)(image, weight)) for weight in weights]
-    np.testing.assert_array_equal(smooth[0], image.astype(jnp.float32))
+    smooth = [np.asarray(tv_chambolle(image, weight)) for weight in weights]
+    np.testing.assert_array_equal(smooth[0], image)
     sizes = [variation(u) for u in smooth]
     assert sorted(sizes, reverse=True) == sizes
     for u in smooth:
         np.testing.assert_allclose(u.mean(), image.mean(), atol=1e-5)
     batch = jax.vmap(tv_chambolle, (None, 0))(image, jnp.asarray(weights))
     np.testing.assert_allclose(batch, smooth, atol=1e-6)
-
-
-def test_the_official_weight_leaves_the_density():
-    means = np.asarray(synthesize_graphon(5, 6))
+    # The published code's weight leaves little but the density.
+    means = np.asarray(synthesize_graphon(5, 8))
     assert np.ptp(means) > 0.3
-    assert np.ptp(np.asarray(tv_chambolle(means, 6.0))) < 0.02
+    assert np.ptp(np.asarray(tv_chambolle(means, 8.0))) < 0.02
 
 
 def test_jit_vmap_and_bfloat16():
-    adj, _ = sampled(functools.partial(graphon_at, 3), graphs=6, nodes=12)
-    batch = jnp.asarray(adj).reshape(2, 3, 12, 12)
-    each = jax.vmap(lambda a: estimate_graphon(align_graphs(a)[0]))
-    whole = jax.jit(each)(batch)
-    np.testing.assert_allclose(whole, [estimate_graphon(align_graphs(a)[0]) for a in batch], atol=1e-6)
+    batch = jnp.stack([sampled(functools.partial(graphon_at, kind))[0] for kind in (3, 0)])
+    each = jax.jit(jax.vmap(lambda a: estimate_graphon(align_graphs(a)[0], tv_weight=0.05, resolution=NODES)))
+    whole = each(batch)
+    np.testing.assert_allclose(whole, [estimated("sas", a) for a in batch], atol=1e-6)
     low = each(batch.astype(jnp.bfloat16))
     assert low.dtype == jnp.float32
     np.testing.assert_allclose(low, whole, atol=1e-6)  # zeros and ones are exact
-    grad = jax.grad(lambda a: block_means(mean_adjacency(a), 4)[0, 0])(batch[0])
-    np.testing.assert_allclose(grad.sum(), 1, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
