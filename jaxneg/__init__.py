@@ -15,6 +15,7 @@ _ROOMS = (
     "diffusion",
     "face",
     "federated",
+    "graphs",
     "kg",
     "language",
     "mtl",

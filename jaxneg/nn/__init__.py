@@ -27,10 +27,12 @@ from jaxneg.nn.encoder_decoder import (
     encoder_decoder,
     encoder_decoder_from_torch,
 )
+from jaxneg.nn.gin import gin, gin_encoder
 from jaxneg.nn.iresnet import iresnet
 from jaxneg.nn.mlp import MLP_RULES, mlp
 from jaxneg.nn.mlp_mixer import mlp_mixer
 from jaxneg.nn.multi_head_projector import multi_head_predictor, multi_head_projector
+from jaxneg.nn.pair_predictor import node_statistics, pair_predictor
 from jaxneg.nn.rationale_judge import RationaleJudge, rationale_judge
 from jaxneg.nn.resnet import resnet, resnet_cifar, resnet_from_torch
 from jaxneg.nn.transformer import (
@@ -89,6 +91,8 @@ __all__ = [
     "encoder_decoder_from_torch",
     "feature_cnn",
     "feature_mlp",
+    "gin",
+    "gin_encoder",
     "init_cache",
     "iresnet",
     "log_probability_head",
@@ -97,6 +101,8 @@ __all__ = [
     "mlp_mixer",
     "multi_head_predictor",
     "multi_head_projector",
+    "node_statistics",
+    "pair_predictor",
     "rationale_judge",
     "resnet",
     "resnet_cifar",

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 Params = dict[str, Any]
 Stats = dict[str, Any]
@@ -61,13 +61,16 @@ class BatchNorm(nnx.Module):
         self.epsilon = epsilon
         self.use_running_average = False  # flax's name: ``module.eval()`` sets it
 
-    def __call__(self, x: Float[Array, "*axes features"]) -> Float[Array, "*axes features"]:
-        """The normalised features, in the type of ``x``."""
-        y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    def __call__(
+        self, x: Float[Array, "*axes features"], mask: Bool[Array, "*axes"] | None = None
+    ) -> Float[Array, "*axes features"]:
+        """The normalised features, in the type of ``x``; where a mask is false they do not count."""
+        y = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
         if not self.use_running_average:
             axes = tuple(range(x.ndim - 1))
-            self.mean.set_value(y.mean(axes))
-            self.variance.set_value(y.var(axes))
+            where = None if mask is None else mask[..., None]
+            self.mean.set_value(y.mean(axes, where=where))
+            self.variance.set_value(y.var(axes, where=where))
         factor = jax.lax.rsqrt(self.variance[...] + self.epsilon)
         if not self.affine:
             return ((y - self.mean[...]) * factor).astype(x.dtype)
