@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -24,11 +25,13 @@ def known(*arrays: Any) -> bool:
 def integer_codes(name: str, array: Any, rank: int) -> Array:
     """The array, after a check that it holds integers and has ``rank`` axes, none of them empty.
 
+    An array of the host stays one, so that it is known while a program around it is traced.
+
     Raises:
       TypeError: If it holds anything but integers: text must be coded, missing values dropped or coded.
       ValueError: If the rank is another, or an axis is empty.
     """
-    array = jnp.asarray(array) if known(array) is False else _coded(name, array)
+    array = array if isinstance(array, jax.Array) else np.asarray(array)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(
             f"{name}: expected integer codes, got {array.dtype}: give each value a code, and drop missing"
@@ -36,14 +39,7 @@ def integer_codes(name: str, array: Any, rank: int) -> Array:
         )
     if array.ndim != rank or 0 in array.shape:
         raise ValueError(f"{name}: expected {rank} axes, none of them empty, got shape {array.shape}")
-    return array.astype(jnp.int32)
-
-
-def _coded(name: str, array: Any) -> Array:
-    array = np.asarray(array) if not hasattr(array, "dtype") else array
-    if np.dtype(array.dtype).kind not in "iufb":
-        raise TypeError(f"{name}: expected integer codes, got {array.dtype}: give each value a code")
-    return jnp.asarray(array)
+    return array if array.dtype == jnp.int32 else array.astype(jnp.int32)  # pyright: ignore[reportReturnType]
 
 
 def in_codes(name: str, codes: Any, size: int) -> None:

@@ -242,7 +242,7 @@ def fit_predict(
       >>> codes = jnp.array([[[0], [1]]])
       >>> encoded = Encoded(codes, codes, jnp.ones((1, 2), bool))
       >>> keys = jax.random.split(jax.random.key(0), 1)
-      >>> (fit_predict(encoded, jnp.array([0, 1]), keys, hidden=0, steps=100) > 0.5).tolist()
+      >>> (fit_predict(encoded, jnp.array([0, 1]), keys, hidden=0, steps=400) > 0.5).tolist()
       [[False, True]]
     """
     one_of("encoding", encoding, ENCODINGS)

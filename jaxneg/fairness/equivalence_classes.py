@@ -56,19 +56,22 @@ def equivalence_classes(
         )
     weight = row_weight("weight", weight, G.shape[0])
     if not known(cards):
-        return classes(G, None, weight)
+        return _classes(G, None, weight)
     sizes = tuple(int(card) for card in np.asarray(cards))
     if known(G) and not ((np.asarray(G) >= 0) & (np.asarray(G) < np.asarray(sizes))).all():
         raise ValueError(
             f"G: expected codes from 0 to below cards = {sizes}, got {int(jnp.min(G))} to {int(jnp.max(G))}"
         )
-    return classes(G, sizes, weight)
+    return _classes(G, sizes, weight)
 
 
 def classes(G: Array, cards: tuple[int, ...] | None, weight: Array) -> tuple[Array, Array]:
     """:func:`equivalence_classes` without its checks; ``cards`` are static, or None where unknown."""
     gid = _rank(_packed(G, cards))
     return gid, jax.ops.segment_sum(weight, gid, G.shape[0])
+
+
+_classes = jax.jit(classes, static_argnums=1)
 
 
 def class_sizes(G: Array, cards: tuple[int, ...] | None, rows: Array) -> Array:

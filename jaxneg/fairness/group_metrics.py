@@ -4,10 +4,12 @@ Names and signs are those of Arcolezi et al., arXiv:2505.07985, Section 3, and i
 group 1 minus group 0. 0 / 0 is 0, as in scikit-learn.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxneg.fairness.arguments import in_codes, integer_codes, one_of, row_weight, wide
@@ -57,6 +59,11 @@ def group_table(
     for name, size in (("y", 2), ("yhat", 2), ("a", num_groups)):
         in_codes(name, codes[name], size)
     weight = row_weight("weight", weight, y.shape[0])
+    return _group_table(y, yhat, a, weight, num_groups=num_groups)
+
+
+@partial(jax.jit, static_argnames="num_groups")
+def _group_table(y: Array, yhat: Array, a: Array, weight: Array, *, num_groups: int) -> dict[str, Array]:
     cells = jnp.zeros((num_groups, 2, 2), weight.dtype).at[a, y, yhat].add(weight)
     tn, fp, fn, tp = cells[:, 0, 0], cells[:, 0, 1], cells[:, 1, 0], cells[:, 1, 1]
     count = tn + fp + fn + tp
@@ -113,8 +120,13 @@ def group_metrics(
       (0.5, 1.0)
     """
     groups = group_table(y, yhat, a, 2, weight)
-    y, yhat = jnp.asarray(y).astype(jnp.int32), jnp.asarray(yhat).astype(jnp.int32)
-    weight = row_weight("weight", weight, y.shape[0])
+    weight = row_weight("weight", weight, jnp.shape(y)[0])
+    return _group_metrics(groups, jnp.asarray(y), jnp.asarray(yhat), weight)
+
+
+@jax.jit
+def _group_metrics(groups: dict[str, Array], y: Array, yhat: Array, weight: Array) -> dict[str, Array]:
+    y, yhat = y.astype(jnp.int32), yhat.astype(jnp.int32)
     cells = jnp.zeros((2, 2), weight.dtype).at[y, yhat].add(weight)
     (tn, fp), (fn, tp) = cells
     total = jnp.sum(weight)
@@ -202,8 +214,8 @@ def soft_group_gap(
 
 
 def _as_integers(values: Any) -> Array:
-    values = jnp.asarray(values)
-    return values.astype(jnp.int32) if values.dtype == bool else values
+    values = values if isinstance(values, jax.Array) else np.asarray(values)
+    return values.astype(jnp.int32) if values.dtype == bool else values  # pyright: ignore
 
 
 def _ratio(part: Array, whole: Array) -> Array:

@@ -222,8 +222,8 @@ def generalise(
 
 def generalised(X: Array, maps: Array, levels: Array) -> Array:
     """:func:`generalise` without its checks."""
-    chosen = jnp.take_along_axis(maps, levels[:, None, None], axis=1)[:, 0]
-    return jax.vmap(lambda codes, column: codes[column], (0, 1), 1)(chosen, X)
+    chosen = jnp.take_along_axis(jnp.asarray(maps), jnp.asarray(levels)[:, None, None], axis=1)[:, 0]
+    return jax.vmap(lambda codes, column: codes[column], (0, 1), 1)(chosen, jnp.asarray(X))
 
 
 def table_and_maps(X: Any, maps: Any, per_column: Any, name: str = "levels") -> tuple[Array, Array, Array]:

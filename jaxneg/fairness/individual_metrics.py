@@ -6,6 +6,7 @@ has it. Features that are codes tie massively; here a row is never its own neigh
 by distance and index, or all ties are counted ("invariant").
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -85,7 +86,14 @@ def individual_metrics(
     n = z.shape[0]
     if not 2 <= k < n:
         raise ValueError(f"k: expected from 2 to one less than the {n} rows, got {k}")
-    counts = row_weight("weight", weight, n) > 0
+    return _individual_metrics(p, z, row_weight("weight", weight, n) > 0, k=k, block=block, ties=ties)
+
+
+@partial(jax.jit, static_argnames=("k", "block", "ties"))
+def _individual_metrics(
+    p: Array, z: Array, counts: Array, *, k: int, block: int, ties: str
+) -> IndividualMetrics:
+    n = z.shape[0]
     clipped = jnp.clip(p, PROBABILITY_FLOOR, 1 - PROBABILITY_FLOOR)
     clipped = clipped / jnp.sum(clipped, axis=1, keepdims=True)
     log_p = jnp.log(clipped)
@@ -164,7 +172,12 @@ def consistency(
     n = z.shape[0]
     if not 1 <= k <= n:
         raise ValueError(f"k: expected from 1 to the {n} rows, got {k}")
-    counts = row_weight("weight", weight, n) > 0
+    return _consistency(yhat, z, row_weight("weight", weight, n) > 0, k=k, block=block)
+
+
+@partial(jax.jit, static_argnames=("k", "block"))
+def _consistency(yhat: Array, z: Array, counts: Array, *, k: int, block: int) -> Array:
+    n = z.shape[0]
 
     def of_block(rows: Int[Array, " block"]) -> tuple[Array, ...]:
         squared = _squared_distances(z, rows, counts)

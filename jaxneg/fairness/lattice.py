@@ -90,7 +90,7 @@ def optimal_lattice(
             f"k, supp, chunk: expected k and chunk from 1 and supp from 0 to 100, got {k}, {supp}, {chunk}"
         )
     X, maps, n_levels = table_and_maps(X, maps, n_levels, "n_levels")
-    weight = row_weight("weight", weight, X.shape[0])
+    X, maps, weight = jnp.asarray(X), jnp.asarray(maps), row_weight("weight", weight, X.shape[0])
     host_maps, host_levels = np.asarray(maps), np.asarray(n_levels)
     # Nodes in lexicographic order, each with the loss that it has at least: its own without suppression.
     nodes = np.array(list(itertools.product(*(range(count) for count in host_levels))), np.int32)

@@ -86,15 +86,15 @@ def _mondrian(x: Array, k: Array, counts: Array) -> Array:
     def split(state: tuple[Array, Array]) -> tuple[Array, Array]:
         part, _ = state
         rows, size = over_parts(jnp.ones(n, jnp.int32), part), over_parts(counts.astype(jnp.int32), part)
-        start = jnp.cumsum(rows) - rows
+        start = jnp.cumsum(rows, dtype=jnp.int32) - rows
         middle = jax.vmap(lambda column: median(column, part, start, size), 1, 1)(x)
         left = x <= middle[part]
         on_left = over_parts((left & counts[:, None]).astype(jnp.int32), part)
         width = extent(part) / span
         accepted = (on_left >= k) & (size[:, None] - on_left >= k) & (width > 0)
-        column = jnp.argmax(jnp.where(accepted, width, -1), axis=1)
+        column = jnp.argmax(jnp.where(accepted, width, -1), axis=1).astype(jnp.int32)
         splits = jnp.any(accepted, axis=1)
-        before = jnp.cumsum(splits) - splits
+        before = jnp.cumsum(splits, dtype=jnp.int32) - splits
         right = splits[part] & ~jnp.take_along_axis(left, column[part][:, None], axis=1)[:, 0]
         return part + before[part] + right, jnp.any(splits)
 

@@ -7,14 +7,16 @@ doi:10.1145/1401890.1401904. The conventions are those of pycanon, Saiz-Pardo Di
 doi:10.1038/s41597-022-01894-2.
 """
 
+from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxneg.fairness.arguments import in_codes, integer_codes, one_of, row_weight
-from jaxneg.fairness.earth_mover import emd_equal, emd_hierarchical
+from jaxneg.fairness.earth_mover import checked_tree, emd_equal, emd_hierarchical
 
 CONVENTIONS = ("pycanon", "machanavajjhala")
 
@@ -98,7 +100,22 @@ def privacy_levels(
         raise ValueError(f"gid, s: expected equally many rows, got {gid.shape[0]} and {s.shape[0]}")
     in_codes("gid", gid, gid.shape[0])
     in_codes("s", s, num_values)
-    histogram = class_histogram(gid, s, num_values, row_weight("weight", weight, gid.shape[0]))
+    labels = None if tree is None else tuple(map(tuple, checked_tree(tree, num_values).tolist()))
+    weight = row_weight("weight", weight, gid.shape[0])
+    return _privacy_levels(gid, s, weight, num_values=num_values, tree=labels, convention=convention)
+
+
+@partial(jax.jit, static_argnames=("num_values", "tree", "convention"))
+def _privacy_levels(
+    gid: Array,
+    s: Array,
+    weight: Array,
+    *,
+    num_values: int,
+    tree: tuple[tuple[int, ...], ...] | None,
+    convention: str,
+) -> PrivacyLevels:
+    histogram = class_histogram(gid, s, num_values, weight)
     count = jnp.sum(histogram, axis=1)
     exists, anything = count > 0, jnp.sum(count) > 0
     Q = histogram / jnp.where(exists, count, 1)[:, None]
@@ -111,7 +128,7 @@ def privacy_levels(
     def or_nan(value: Array) -> Array:
         return jnp.where(anything, value, jnp.nan)
 
-    hierarchical = jnp.nan if tree is None else _most(emd_hierarchical(P, Q, tree), exists)
+    hierarchical = jnp.nan if tree is None else _most(emd_hierarchical(P, Q, np.array(tree)), exists)
     return PrivacyLevels(
         k=k,
         l=l,

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
@@ -132,7 +132,7 @@ def train_grid(
       >>> import jax, jax.numpy as jnp
       >>> from jaxneg.fairness import predict_grid, train_grid
       >>> x, y = jnp.array([[-1.0], [1.0]]), jnp.array([0, 1])
-      >>> params = train_grid(x, y, jnp.ones((3, 2)), jax.random.split(jax.random.key(0), 3), 0, 100)
+      >>> params = train_grid(x, y, jnp.ones((3, 2)), jax.random.split(jax.random.key(0), 3), 0, 400)
       >>> (predict_grid(params, x, 0) > 0.5).tolist()
       [[False, True], [False, True], [False, True]]
     """
@@ -166,7 +166,7 @@ def train_grid(
     if learning_rate is None:
         learning_rate = 1e-3 if layers or network is not None else 1e-2
     model = dense_network(features.shape[-1], layers) if network is None else Network(*network)
-    spread = {"features": features.ndim == 3, "y": y.ndim == 2}
+    apart = {"features": features.ndim == 3, "y": y.ndim == 2, "weight": True, "keys": True}
     train = partial(
         _train_grid,
         init=model.init,
@@ -183,14 +183,24 @@ def train_grid(
             f"mesh: expected an axis 'config' whose size divides {configs} configurations, got"
             f" {dict(mesh.shape)}"
         )
-    specs = tuple(
-        P("config") if name not in spread or spread[name] else P()
-        for name in ("features", "y", "weight", "keys")
-    )
+    configs_apart, same = (NamedSharding(mesh, spec) for spec in (P("config"), P()))
+    arguments = {
+        "features": features,
+        "y": y,
+        "weight": weight,
+        "keys": keys,
+        "learning_rate": rates[0],
+        "l2": rates[1],
+    }
+    places = {name: configs_apart if apart.get(name, False) else same for name in arguments}
     sharded = jax.shard_map(
-        train, mesh=mesh, in_specs=(*specs, P(), P()), out_specs=P("config"), check_vma=False
+        lambda *own: train(*own),
+        mesh=mesh,
+        in_specs=tuple(place.spec for place in places.values()),
+        out_specs=P("config"),
+        check_vma=False,
     )
-    return jax.jit(sharded)(features, y, weight, keys, *rates)
+    return jax.jit(sharded)(*jax.device_put(tuple(arguments.values()), tuple(places.values())))
 
 
 def predict_grid(
@@ -260,33 +270,20 @@ def _train_grid(
     batch_size: int,
     at_once: int,
 ) -> Any:
-    tx = optax.adam(learning_rate)
-
-    def loss_fn(params: Any, x: Array, labels: Array) -> Array:
-        losses = optax.sigmoid_binary_cross_entropy(
-            wide(_logits(apply(params, x))), labels.astype(jnp.float32)
-        )
-        squares = sum(jnp.sum(jnp.square(wide(leaf))) for leaf in jax.tree.leaves(params) if leaf.ndim > 1)
-        return jnp.mean(losses) + l2 * squares
+    step = grid_step(apply, batch_size)
 
     def train(features: Array, y: Array, weight: Array, key: Array) -> Any:
         init_key, draw_key = jax.random.split(key)
-        params = init(init_key)
+        first = begin(init(init_key), draw_key)
         cumulative = jnp.cumsum(wide(weight))
-        total = cumulative[-1]
 
-        def step(state: tuple[Any, Any], number: Array) -> tuple[tuple[Any, Any], None]:
-            params, opt_state = state
-            # Below 1, so that the first row that reaches the number exists and has weight.
-            drawn = jax.random.uniform(jax.random.fold_in(draw_key, number), (batch_size,)) * total
-            rows = jnp.searchsorted(cumulative, drawn, side="right", method="scan_unrolled")
-            rows = jnp.minimum(rows, features.shape[0] - 1)
-            grads = jax.grad(loss_fn)(params, features[rows], y[rows])
-            updates, opt_state = tx.update(grads, opt_state, params)
-            return (optax.apply_updates(params, updates), opt_state), None
+        def advance(state: ConfigState, _: None) -> tuple[ConfigState, None]:
+            return step(state, features, y, cumulative, learning_rate, l2)[0], None
 
-        (trained, _), _ = lax.scan(step, (params, tx.init(params)), jnp.arange(steps))
-        return jax.tree.map(lambda new, old: jnp.where(total > 0, new, old), trained, params)
+        trained, _ = lax.scan(advance, first, length=steps)
+        return jax.tree.map(
+            lambda new, old: jnp.where(cumulative[-1] > 0, new, old), trained.params, first.params
+        )
 
     own = features if features.ndim == 3 else None, y if y.ndim == 2 else None
 
@@ -297,3 +294,73 @@ def _train_grid(
         )
 
     return lax.map(of_config, (*own, weight, keys), batch_size=min(at_once, weight.shape[0]))
+
+
+class ConfigState(NamedTuple):
+    """What one configuration passes from update to update.
+
+    Attributes:
+      step: Number of updates.
+      params: Of its network.
+      opt_state: Adam's.
+      key: Where its batches are drawn from.
+    """
+
+    step: Int[Array, ""]
+    params: Any
+    opt_state: Any
+    key: PRNGKeyArray
+
+
+def begin(params: Any, key: PRNGKeyArray) -> ConfigState:
+    """The state before the first update.
+
+    Args:
+      params: Of the network.
+      key: For the batches.
+    """
+    return ConfigState(jnp.zeros((), jnp.int32), params, optax.adam(1.0).init(params), key)
+
+
+def grid_step(
+    apply: Callable[..., Any], batch_size: int
+) -> Callable[..., tuple[ConfigState, Float[Array, ""]]]:
+    """An update of one configuration, which :func:`train_grid` scans and maps.
+
+    Args:
+      apply: The network's.
+      batch_size: Rows drawn for the update.
+
+    Returns:
+      ``(state, features, y, cumulative_weight, learning_rate, l2) -> (state, loss)``.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from jaxneg.fairness.training import begin, dense_network, grid_step
+      >>> network = dense_network(1)
+      >>> state = begin(network.init(jax.random.key(0)), jax.random.key(1))
+      >>> step = grid_step(network.apply, 4)
+      >>> int(step(state, jnp.ones((2, 1)), jnp.array([0, 1]), jnp.array([1.0, 2.0]), 0.1, 0.0)[0].step)
+      1
+    """
+
+    def loss_fn(params: Any, x: Array, labels: Array, l2: Array) -> Array:
+        losses = optax.sigmoid_binary_cross_entropy(
+            wide(_logits(apply(params, x))), labels.astype(jnp.float32)
+        )
+        squares = sum(jnp.sum(jnp.square(wide(leaf))) for leaf in jax.tree.leaves(params) if leaf.ndim > 1)
+        return jnp.mean(losses) + l2 * squares
+
+    def step(
+        state: ConfigState, features: Array, y: Array, cumulative: Array, learning_rate: Array, l2: Array
+    ) -> tuple[ConfigState, Array]:
+        uniform = jax.random.uniform(jax.random.fold_in(state.key, state.step), (batch_size,))
+        # Below the total, so that the first row above it exists and has weight.
+        rows = jnp.searchsorted(cumulative, uniform * cumulative[-1], side="right", method="scan_unrolled")
+        rows = jnp.minimum(rows, features.shape[0] - 1)
+        loss, grads = jax.value_and_grad(loss_fn)(state.params, features[rows], y[rows], l2)
+        updates, opt_state = optax.adam(learning_rate).update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return ConfigState(state.step + 1, params, opt_state, state.key), loss
+
+    return step

@@ -1,4 +1,4 @@
-"""The greedy anonymisers: ANJANA's rows, a plain loop, masks and grids, and tables that cannot be anonymised."""
+"""The greedy anonymisers: ANJANA's rows, a plain loop, masks and grids, hopeless tables."""
 
 import jax
 import jax.numpy as jnp
@@ -118,13 +118,12 @@ def test_reported_levels_are_those_of_the_released_table():
 
 def test_rows_of_weight_0_do_not_exist():
     X, s = table(5)
-    rng = np.random.default_rng(0)
-    rows = rng.random(len(X)) < 0.7
-    masked = fairness.l_diversify(X, s, MAPS, N_LEVELS, 3, 2, 20.0, rows)
-    alone = fairness.l_diversify(X[rows], s[rows], MAPS, N_LEVELS, 3, 2, 20.0)
-    np.testing.assert_array_equal(masked.keep, np.isin(np.arange(len(X)), np.flatnonzero(rows)[alone.keep]))
-    assert masked.levels.tolist() == alone.levels.tolist()
-    assert (int(masked.k), int(masked.l)) == (int(alone.k), int(alone.l))
+    rows = np.random.default_rng(0).random(len(X)) < 0.7
+    found = fairness.anonymise(X, s, MAPS, N_LEVELS, *np.array(CONFIGS).T, rows)
+    for c in range(0, len(CONFIGS), 5):
+        levels, kept = plain_loop(X[rows], s[rows], *CONFIGS[c])
+        assert found.levels[c].tolist() == levels
+        assert np.flatnonzero(found.keep[c]).tolist() == np.flatnonzero(rows)[kept].tolist()
 
 
 def test_jit_and_vmap_over_settings_masks_and_tables():
@@ -141,11 +140,21 @@ def test_jit_and_vmap_over_settings_masks_and_tables():
         alone = of(tables[i], sensitive[i], k[i])
         for name, value in alone._asdict().items():
             np.testing.assert_allclose(getattr(together, name)[i], value, rtol=1e-6, err_msg=name)
-    traced_maps = jax.jit(lambda maps: fairness.k_anonymise(X, s, maps, N_LEVELS, 5, 20.0, num_values=2))(MAPS)
-    assert traced_maps.levels.tolist() == fairness.k_anonymise(X, s, MAPS, N_LEVELS, 5, 20.0).levels.tolist()
-    masks = jnp.asarray(np.random.default_rng(1).random((2, len(X))) < 0.5)
-    by_mask = jax.vmap(lambda w: fairness.k_anonymise(X, s, MAPS, N_LEVELS, 3, 20.0, w, num_values=2))(masks)
-    assert not bool((by_mask.keep & ~masks).any())
+
+
+@pytest.mark.slow
+def test_traced_hierarchies_and_vmap_over_masks():
+    X, s = table(6)
+    masks = np.random.default_rng(1).random((2, len(X))) < 0.5
+    together = jax.jit(
+        jax.vmap(
+            lambda w, maps: fairness.k_anonymise(X, s, maps, N_LEVELS, 3, 20.0, w, num_values=2), (0, None)
+        )
+    )(masks, MAPS)
+    for i in range(2):
+        alone = fairness.k_anonymise(X, s, MAPS, N_LEVELS, 3, 20.0, masks[i])
+        np.testing.assert_array_equal(together.keep[i], alone.keep)
+        assert not bool((together.keep[i] & ~masks[i]).any())
 
 
 # Tables that cannot be, or hardly, anonymised
@@ -197,13 +206,21 @@ def test_what_is_refused():
     for arguments, error, message in (
         ((X, s, MAPS, N_LEVELS, 0, 20.0), ValueError, "k: expected numbers from 1 to inf, got 0"),
         ((X, s, MAPS, N_LEVELS, 2, 101.0), ValueError, "supp: expected numbers from 0 to 100, got 101.0"),
-        ((X, s[:-1], MAPS, N_LEVELS, 2, 20.0), ValueError, "s: expected one value for each of 60 rows, got 59"),
+        (
+            (X, s[:-1], MAPS, N_LEVELS, 2, 20.0),
+            ValueError,
+            "s: expected one value for each of 60 rows, got 59",
+        ),
         ((X, s, MAPS, N_LEVELS[:2], 2, 20.0), ValueError, "maps, n_levels: expected those of the 3 columns"),
         ((X, s, MAPS, N_LEVELS + 1, 2, 20.0), ValueError, "n_levels: expected codes from 0 to 3, got 4"),
         ((X * 1.0, s, MAPS, N_LEVELS, 2, 20.0), TypeError, "X: expected integer codes, got float"),
         ((np.where(X > 6, -1, X), s, MAPS, N_LEVELS, 2, 20.0), ValueError, "code -1 has no label in maps"),
-        ((X, s, MAPS, N_LEVELS, np.array([2, 3]), np.ones(3)), ValueError, "ncompatible shapes"),
-        ((X, s, MAPS, N_LEVELS, np.ones((2, 2)), 20.0), ValueError, "k, l, t, supp: expected numbers or vectors"),
+        ((X, s, MAPS, N_LEVELS, np.array([2, 3]), np.ones(3)), ValueError, "[Ii]ncompatible shapes"),
+        (
+            (X, s, MAPS, N_LEVELS, np.ones((2, 2)), 20.0),
+            ValueError,
+            "k, l, t, supp: expected numbers or vectors",
+        ),
     ):
         with pytest.raises(error, match=message):
             fairness.k_anonymise(*arguments)

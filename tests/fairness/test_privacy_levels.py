@@ -1,4 +1,4 @@
-"""Classes and privacy levels: pycanon's vectors, brute force, masks; transport distances beside a linear programme."""
+"""Classes and privacy levels: pycanon's vectors, brute force, masks; transport distances."""
 
 import itertools
 
@@ -34,10 +34,16 @@ def levels_of(X, s, weight=None, **options):
 @pytest.mark.golden("anonymity_fairness", "privacy_levels*.npz")
 @pytest.mark.parametrize("wide", [False, True])
 def test_pycanon(golden, wide):
+    """All cases in tables of one size, filled up with rows of weight 0: they share a program."""
+    cases = [(golden[f"c{case}_X"], golden[f"c{case}_s"]) for case in range(int(golden["n_cases"]))]
+    rows, columns = np.max([X.shape for X, _ in cases], axis=0)
+    card, values = (1 + max(int(case[i].max()) for case in cases) for i in (0, 1))
     with jax.enable_x64(wide):
-        for case in range(int(golden["n_cases"])):
-            X, s = golden[f"c{case}_X"], golden[f"c{case}_s"]
-            found, _, _ = levels_of(X, s)
+        for case, (X, s) in enumerate(cases):
+            missing = rows - len(X)
+            table = np.pad(X, ((0, missing), (0, columns - X.shape[1])))
+            gid, _ = fairness.equivalence_classes(table, [card] * columns)
+            found = fairness.privacy_levels(gid, np.pad(s, (0, missing)), values, np.arange(rows) < len(X))
             tested = {name for name in golden if name.startswith(f"c{case}_")} - {f"c{case}_X", f"c{case}_s"}
             floor = f"c{case}_entropy_l_floor"
             if floor in tested:
@@ -46,7 +52,11 @@ def test_pycanon(golden, wide):
             for name in tested - {floor}:
                 value = getattr(found, NAMES[name.removeprefix(f"c{case}_")])
                 np.testing.assert_allclose(
-                    value, golden[name], rtol=1e-10 if wide else 1e-5, atol=1e-12 if wide else 1e-6, err_msg=name
+                    value,
+                    golden[name],
+                    rtol=1e-10 if wide else 1e-5,
+                    atol=1e-12 if wide else 1e-6,
+                    err_msg=name,
                 )
 
 
@@ -83,7 +93,7 @@ def brute_force(X, s, tree=None):
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10_000))
 def test_dropped_rows_do_not_exist(seed):
-    """A table with rows of weight 0 has the levels of the table without them; some values die out with them."""
+    """A table with rows of weight 0 has the levels of the table without them; values die out with them."""
     rng = np.random.default_rng(seed)
     X, s = rng.integers(0, 3, (24, 2)), rng.choice([0, 2, 3, 5], 24)
     weight = (rng.random(24) < 0.7).astype(np.float32)
@@ -104,7 +114,7 @@ def test_packing_does_not_matter():
     rows = rng.random(50) < 0.6
     sizes = sorted(np.unique(X[rows], axis=0, return_counts=True)[1])
     for bits in (2, 9, 20, 31):
-        cards = np.full(12, 2**bits - 1)
+        cards = np.full(12, 2**bits, np.int64)
         np.testing.assert_array_equal(fairness.equivalence_classes(X, cards)[0], expected)
         found = class_sizes(jnp.asarray(X), tuple(cards.tolist()), jnp.asarray(rows))
         assert sorted(np.asarray(found)[np.asarray(found) > 0]) == sizes
@@ -129,7 +139,13 @@ def test_tree_and_conventions():
 def test_degenerate_tables():
     """One value, one class, no row: defined, not NaN where a number makes sense."""
     one = fairness.privacy_levels(np.array([0, 0, 1]), np.zeros(3, int), 1)
-    assert (int(one.k), int(one.l), float(one.t_ordered), float(one.t_equal), float(one.beta)) == (1, 1, 0, 0, 0)
+    assert (int(one.k), int(one.l), float(one.t_ordered), float(one.t_equal), float(one.beta)) == (
+        1,
+        1,
+        0,
+        0,
+        0,
+    )
     assert np.isnan(one.c_recursive)
     none = fairness.privacy_levels(np.array([0, 0]), np.array([0, 1]), 2, np.zeros(2))
     assert (int(none.k), int(none.l)) == (0, 0)
@@ -148,28 +164,52 @@ def test_jit_vmap_and_bfloat16():
     P, Q = (jnp.asarray(x, jnp.bfloat16) for x in ([0.5, 0.5], [0.25, 0.75]))
     assert fairness.emd_ordered(P, Q).dtype == jnp.float32
     gradient = jax.grad(lambda q: fairness.emd_ordered(jnp.array([0.5, 0.5]), q))(jnp.array([0.25, 0.75]))
-    np.testing.assert_allclose(gradient, [-2, -1])
+    assert float(gradient[1] - gradient[0]) == 1  # mass that moves up one value
 
 
 def test_what_is_refused():
     for call, error, message in (
         (lambda: fairness.equivalence_classes(np.array([[2]]), [2]), ValueError, "G: expected codes from 0"),
-        (lambda: fairness.equivalence_classes(np.array([[0]]), [2, 2]), ValueError, "cards: expected one number"),
-        (lambda: fairness.equivalence_classes(np.array([[0.5]]), [2]), TypeError, "G: expected integer codes"),
+        (
+            lambda: fairness.equivalence_classes(np.array([[0]]), [2, 2]),
+            ValueError,
+            "cards: expected one number",
+        ),
+        (
+            lambda: fairness.equivalence_classes(np.array([[0.5]]), [2]),
+            TypeError,
+            "G: expected integer codes",
+        ),
         (
             lambda: fairness.equivalence_classes(np.array([[0]]), [2], np.array([np.nan])),
             ValueError,
             "weight: expected finite numbers, none negative",
         ),
-        (lambda: fairness.privacy_levels(np.array([0]), np.array([2]), 2), ValueError, "s: expected codes from 0 to 1"),
-        (lambda: fairness.privacy_levels(np.array([1]), np.array([0]), 2), ValueError, "gid: expected codes from 0 to 0"),
-        (lambda: fairness.privacy_levels(np.array([0]), np.array([0, 1]), 2), ValueError, "gid, s: expected equally many"),
+        (
+            lambda: fairness.privacy_levels(np.array([0]), np.array([2]), 2),
+            ValueError,
+            "s: expected codes from 0 to 1",
+        ),
+        (
+            lambda: fairness.privacy_levels(np.array([1]), np.array([0]), 2),
+            ValueError,
+            "gid: expected codes from 0 to 0",
+        ),
+        (
+            lambda: fairness.privacy_levels(np.array([0]), np.array([0, 1]), 2),
+            ValueError,
+            "gid, s: expected equally many",
+        ),
         (
             lambda: fairness.privacy_levels(np.array([0]), np.array([0]), 2, convention="l"),
             ValueError,
             "convention: expected one of pycanon, machanavajjhala",
         ),
-        (lambda: fairness.emd_equal(np.ones(2), np.ones(3)), ValueError, "P, Q: expected equally many values"),
+        (
+            lambda: fairness.emd_equal(np.ones(2), np.ones(3)),
+            ValueError,
+            "P, Q: expected equally many values",
+        ),
         (
             lambda: fairness.emd_hierarchical(np.ones(2), np.ones(2), np.array([[0, 1], [0, 1]])),
             ValueError,
