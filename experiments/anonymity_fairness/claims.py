@@ -6,6 +6,7 @@ which has no quotient of noisy numbers.
 """
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from experiments.anonymity_fairness.studies import Key, Results
 from experiments.claims import AtLeast, AtMost, Claim
@@ -150,7 +151,7 @@ CLAIMS: tuple[Claim, ...] = (
 )
 
 
-def measurements(results: Results) -> dict[str, np.ndarray]:
+def measurements(results: Results) -> dict[str, ArrayLike]:
     """A value of each claim for each seed.
 
     Args:

@@ -152,7 +152,7 @@ def _arm(
         protected_in_test=options.protected_in_test,
     )
     found = {name: np.asarray(reached[name], float) for name in ("k", "l", "t") if name in reached}
-    return Arm(encoded, keep.any(axis=1), found | {"dropped": 1 - keep.mean(axis=1)})
+    return Arm(encoded, np.any(keep, axis=1), found | {"dropped": 1 - keep.mean(axis=1)})
 
 
 def _mondrian(sample: Sample, k: int, options: Options) -> Arm:

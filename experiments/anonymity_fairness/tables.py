@@ -25,7 +25,8 @@ SMALL = Path(__file__).parent / "small"
 MISSING = ("", "?", "nan", "NA")
 ADULT_COLUMNS = (
     "age", "workclass", "fnlwgt", "education", "education-num", "marital-status", "occupation",
-    "relationship", "race", "sex", "capital-gain", "capital-loss", "hours-per-week", "native-country", "salary-class",
+    "relationship", "race", "sex", "capital-gain", "capital-loss", "hours-per-week", "native-country",
+    "salary-class",
 )  # fmt: skip
 """UCI's files have no header."""
 

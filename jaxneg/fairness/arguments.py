@@ -9,6 +9,9 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
+Data = jax.Array | np.ndarray
+"""What comes in: of the device or of the host. An array of the host is known while a program is traced."""
+
 
 def one_of(name: str, value: str, allowed: Iterable[str]) -> None:
     """Raises ValueError unless ``value`` is one of the allowed names."""

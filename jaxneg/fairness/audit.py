@@ -16,7 +16,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from jaxneg.fairness.arguments import in_codes, integer_codes, one_of
+from jaxneg.fairness.arguments import Data, in_codes, integer_codes, one_of
 from jaxneg.fairness.encoding import ENCODINGS, Split, encode, features_of, train_test_split
 from jaxneg.fairness.greedy import anonymise
 from jaxneg.fairness.group_metrics import group_metrics
@@ -144,8 +144,8 @@ def release(dataset: Dataset, split: Split, configs: Sequence[Setting]) -> Relea
 def encode_released(
     dataset: Dataset,
     split: Split,
-    levels: Int[Array, "configs columns"],
-    keep: Bool[Array, "configs train"],
+    levels: Int[Data, "configs columns"],
+    keep: Bool[Data, "configs train"],
     *,
     encoding: str = "rank",
     protected_in_test: str = "generalised",
@@ -200,12 +200,15 @@ def encode_released(
 def _encode(
     X: Array, X_test: Array, ranks: Array, levels: Array, test_levels: Array, keep: Array, *, num_ranks: int
 ) -> Any:
-    return lax.map(lambda each: encode(X, X_test, ranks, *each, num_ranks), (levels, test_levels, keep))
+    return lax.map(
+        lambda each: encode(X, X_test, ranks, each[0], each[1], each[2], num_ranks),
+        (levels, test_levels, keep),
+    )
 
 
 def fit_predict(
     encoded: Encoded,
-    y_train: Int[Array, " train"],
+    y_train: Int[Data, " train"],
     keys: PRNGKeyArray,
     *,
     encoding: str = "rank",
@@ -239,11 +242,11 @@ def fit_predict(
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from jaxneg.fairness import Encoded, fit_predict
-      >>> codes = jnp.array([[[0], [1]]])
-      >>> encoded = Encoded(codes, codes, jnp.ones((1, 2), bool))
-      >>> keys = jax.random.split(jax.random.key(0), 1)
-      >>> (fit_predict(encoded, jnp.array([0, 1]), keys, hidden=0, steps=400) > 0.5).tolist()
-      [[False, True]]
+      >>> codes = jnp.zeros((3, 8, 2), int)
+      >>> encoded = Encoded(codes, codes[:, :5], jnp.ones((3, 8), bool))
+      >>> keys = jax.random.split(jax.random.key(0), 3)
+      >>> jax.eval_shape(fit_predict, encoded, jnp.ones(8, int), keys).shape
+      (3, 5)
     """
     one_of("encoding", encoding, ENCODINGS)
     num_codes = 1 + int(max(encoded.train.max(), encoded.test.max())) if encoding == "onehot" else 0
@@ -272,10 +275,10 @@ def _features(train: Array, test: Array, keep: Array, *, encoding: str, num_code
 
 
 def measure(
-    p: Float[Array, "configs test"],
-    z: Float[Array, "configs test columns"],
-    y: Int[Array, " test"],
-    a: Int[Array, " test"],
+    p: Float[Data, "configs test"],
+    z: Float[Data, "configs test columns"],
+    y: Int[Data, " test"],
+    a: Int[Data, " test"],
     neighbours: int = 100,
     ties: str = "index",
 ) -> dict[str, Float[Array, "configs *extra"]]:

@@ -3,6 +3,7 @@
 Li, Li and Venkatasubramanian 2007, "t-Closeness", doi:10.1109/ICDE.2007.367856, Section 5.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxneg.fairness.arguments import integer_codes, known, wide
+from jaxneg.fairness.arguments import Data, integer_codes, known, wide
 
 
-def emd_ordered(P: Float[Array, "*batch values"], Q: Float[Array, "*batch values"]) -> Float[Array, "*batch"]:
+def emd_ordered(P: Float[Data, "*batch values"], Q: Float[Data, "*batch values"]) -> Float[Array, "*batch"]:
     """The distance where values are in order and neighbours are ``1 / (m - 1)`` apart.
 
     ``1 / (m - 1) sum_i | sum_(j <= i) (Q_j - P_j) |``;  0 for a single value
@@ -37,11 +38,10 @@ def emd_ordered(P: Float[Array, "*batch values"], Q: Float[Array, "*batch values
       >>> float(emd_ordered(np.array([1.0, 0.0, 0.0]), np.array([0.0, 0.0, 1.0])))
       1.0
     """
-    extra = _extra(P, Q)
-    return jnp.sum(jnp.abs(jnp.cumsum(extra, axis=-1)), axis=-1) / max(extra.shape[-1] - 1, 1)
+    return _ordered(_extra(P, Q))
 
 
-def emd_equal(P: Float[Array, "*batch values"], Q: Float[Array, "*batch values"]) -> Float[Array, "*batch"]:
+def emd_equal(P: Float[Data, "*batch values"], Q: Float[Data, "*batch values"]) -> Float[Array, "*batch"]:
     """The distance where all different values are equally far apart.
 
     ``1/2 sum_i |Q_i - P_i|``
@@ -65,11 +65,11 @@ def emd_equal(P: Float[Array, "*batch values"], Q: Float[Array, "*batch values"]
       >>> float(emd_equal(np.array([0.5, 0.5, 0.0]), np.array([0.0, 0.5, 0.5])))
       0.5
     """
-    return 0.5 * jnp.sum(jnp.abs(_extra(P, Q)), axis=-1)
+    return _equal(_extra(P, Q))
 
 
 def emd_hierarchical(
-    P: Float[Array, "*batch values"], Q: Float[Array, "*batch values"], tree: Int[np.ndarray, "levels values"]
+    P: Float[Data, "*batch values"], Q: Float[Data, "*batch values"], tree: Int[np.ndarray, "levels values"]
 ) -> Float[Array, "*batch"]:
     """The distance where two values are as far apart as their lowest common ancestor is high.
 
@@ -101,7 +101,22 @@ def emd_hierarchical(
       0.5
     """
     extra = _extra(P, Q)
-    labels = checked_tree(tree, extra.shape[-1])
+    return _hierarchical(extra, tuple(map(tuple, checked_tree(tree, extra.shape[-1]).tolist())))
+
+
+@jax.jit
+def _ordered(extra: Array) -> Array:
+    return jnp.sum(jnp.abs(jnp.cumsum(extra, axis=-1)), axis=-1) / max(extra.shape[-1] - 1, 1)
+
+
+@jax.jit
+def _equal(extra: Array) -> Array:
+    return 0.5 * jnp.sum(jnp.abs(extra), axis=-1)
+
+
+@partial(jax.jit, static_argnums=1)
+def _hierarchical(extra: Array, tree: tuple[tuple[int, ...], ...]) -> Array:
+    labels = np.array(tree)
     height = len(labels) - 1
     total = jnp.zeros(extra.shape[:-1], extra.dtype)
     children, _ = _summed(extra, labels[0])

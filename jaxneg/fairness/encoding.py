@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxneg.fairness.arguments import wide
+from jaxneg.fairness.arguments import Data, wide
 from jaxneg.fairness.hierarchies import generalised
 
 ENCODINGS = ("lexicographic", "rank", "onehot")
@@ -65,12 +65,12 @@ def train_test_split(n: int, seed: int, test_size: float = 0.2) -> Split:
 
 
 def encode(
-    X_train: Int[Array, "train columns"],
-    X_test: Int[Array, "test columns"],
-    ranks: Int[Array, "columns levels values"],
-    levels: Int[Array, " columns"],
-    test_levels: Int[Array, " columns"],
-    keep: Bool[Array, " train"],
+    X_train: Int[Data, "train columns"],
+    X_test: Int[Data, "test columns"],
+    ranks: Int[Data, "columns levels values"],
+    levels: Int[Data, " columns"],
+    test_levels: Int[Data, " columns"],
+    keep: Bool[Data, " train"],
     num_ranks: int,
 ) -> tuple[Int[Array, "train columns"], Int[Array, "test columns"]]:
     """The place of each label among those that occur in the released rows or the test.
@@ -106,7 +106,7 @@ def encode(
 
 
 def standardise(
-    train: Float[Array, "train features"], test: Float[Array, "test features"], weight: Float[Array, " train"]
+    train: Float[Data, "train features"], test: Float[Data, "test features"], weight: Float[Data, " train"]
 ) -> tuple[Float[Array, "train features"], Float[Array, "test features"]]:
     """Both tables less the training table's mean, over its deviation.
 
@@ -134,7 +134,7 @@ def standardise(
     return (train - mean) / deviation, (test - mean) / deviation
 
 
-def one_hot(codes: Int[Array, "rows columns"], num_codes: int) -> Float[Array, "rows features"]:
+def one_hot(codes: Int[Data, "rows columns"], num_codes: int) -> Float[Array, "rows features"]:
     """A feature for each code of each column.
 
     Args:

@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from jaxneg.fairness.arguments import integer_codes, known, row_weight
+from jaxneg.fairness.arguments import Data, integer_codes, known, row_weight
 
 BITS = 31
 """Of a sort key, an unsigned word of 32 bits; so ``UNUSED`` is no key."""
@@ -17,9 +17,9 @@ UNUSED = np.uint32(2**32 - 1)
 
 
 def equivalence_classes(
-    G: Int[Array, "rows columns"],
-    cards: Int[Array, " columns"] | Sequence[int],
-    weight: Float[Array, " rows"] | None = None,
+    G: Int[Data, "rows columns"],
+    cards: Int[Data, " columns"] | Sequence[int],
+    weight: Float[Data, " rows"] | None = None,
 ) -> tuple[Int[Array, " rows"], Float[Array, " rows"]]:
     """The class of each row and the weight of each class.
 

@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxneg.fairness.arguments import in_codes, integer_codes, known, number_of_values, row_weight
+from jaxneg.fairness.arguments import Data, in_codes, integer_codes, known, number_of_values, row_weight
 from jaxneg.fairness.equivalence_classes import class_sizes, classes
 from jaxneg.fairness.hierarchies import generalised, table_and_maps
 from jaxneg.fairness.privacy_levels import class_histogram, measured
@@ -47,13 +47,13 @@ class AnonResult(NamedTuple):
 
 
 def k_anonymise(
-    X: Int[Array, "rows columns"],
-    s: Int[Array, " rows"],
-    maps: Int[Array, "columns levels values"],
-    n_levels: Int[Array, " columns"],
-    k: Int[Array, "*settings"] | int,
-    supp: Float[Array, "*settings"] | float,
-    weight: Float[Array, " rows"] | None = None,
+    X: Int[Data, "rows columns"],
+    s: Int[Data, " rows"],
+    maps: Int[Data, "columns levels values"],
+    n_levels: Int[Data, " columns"],
+    k: Int[Data, "*settings"] | int,
+    supp: Float[Data, "*settings"] | float,
+    weight: Float[Data, " rows"] | None = None,
     *,
     num_values: int | None = None,
 ) -> AnonResult:
@@ -96,14 +96,14 @@ def k_anonymise(
 
 
 def l_diversify(
-    X: Int[Array, "rows columns"],
-    s: Int[Array, " rows"],
-    maps: Int[Array, "columns levels values"],
-    n_levels: Int[Array, " columns"],
-    k: Int[Array, "*settings"] | int,
-    l: Int[Array, "*settings"] | int,
-    supp: Float[Array, "*settings"] | float,
-    weight: Float[Array, " rows"] | None = None,
+    X: Int[Data, "rows columns"],
+    s: Int[Data, " rows"],
+    maps: Int[Data, "columns levels values"],
+    n_levels: Int[Data, " columns"],
+    k: Int[Data, "*settings"] | int,
+    l: Int[Data, "*settings"] | int,
+    supp: Float[Data, "*settings"] | float,
+    weight: Float[Data, " rows"] | None = None,
     *,
     num_values: int | None = None,
 ) -> AnonResult:
@@ -146,14 +146,14 @@ def l_diversify(
 
 
 def t_close(
-    X: Int[Array, "rows columns"],
-    s: Int[Array, " rows"],
-    maps: Int[Array, "columns levels values"],
-    n_levels: Int[Array, " columns"],
-    k: Int[Array, "*settings"] | int,
-    t: Float[Array, "*settings"] | float,
-    supp: Float[Array, "*settings"] | float,
-    weight: Float[Array, " rows"] | None = None,
+    X: Int[Data, "rows columns"],
+    s: Int[Data, " rows"],
+    maps: Int[Data, "columns levels values"],
+    n_levels: Int[Data, " columns"],
+    k: Int[Data, "*settings"] | int,
+    t: Float[Data, "*settings"] | float,
+    supp: Float[Data, "*settings"] | float,
+    weight: Float[Data, " rows"] | None = None,
     *,
     num_values: int | None = None,
 ) -> AnonResult:
@@ -195,15 +195,15 @@ def t_close(
 
 
 def anonymise(
-    X: Int[Array, "rows columns"],
-    s: Int[Array, " rows"],
-    maps: Int[Array, "columns levels values"],
-    n_levels: Int[Array, " columns"],
-    k: Int[Array, "*settings"] | int,
-    l: Int[Array, "*settings"] | int,
-    t: Float[Array, "*settings"] | float,
-    supp: Float[Array, "*settings"] | float,
-    weight: Float[Array, " rows"] | None = None,
+    X: Int[Data, "rows columns"],
+    s: Int[Data, " rows"],
+    maps: Int[Data, "columns levels values"],
+    n_levels: Int[Data, " columns"],
+    k: Int[Data, "*settings"] | int,
+    l: Int[Data, "*settings"] | int,
+    t: Float[Data, "*settings"] | float,
+    supp: Float[Data, "*settings"] | float,
+    weight: Float[Data, " rows"] | None = None,
     *,
     num_values: int | None = None,
 ) -> AnonResult:
@@ -256,7 +256,7 @@ def anonymise(
     if len(settings) > 1:
         raise ValueError(f"k, l, t, supp: expected numbers or vectors of one length, got shape {settings}")
     vectors = [jnp.broadcast_to(v, settings or (1,)).astype(weight.dtype) for v in (k, l, t, supp)]
-    found = _anonymise(
+    return _anonymise(
         X,
         s,
         maps,
@@ -265,8 +265,8 @@ def anonymise(
         *vectors,
         cards=cardinalities(maps),
         num_values=number_of_values("s", s, num_values),
+        single=not settings,
     )
-    return found if settings else jax.tree.map(lambda array: array[0], found)
 
 
 def cardinalities(maps: Array) -> tuple[int, ...]:
@@ -276,7 +276,7 @@ def cardinalities(maps: Array) -> tuple[int, ...]:
     return (maps.shape[2],) * maps.shape[0]
 
 
-@partial(jax.jit, static_argnames=("cards", "num_values"))
+@partial(jax.jit, static_argnames=("cards", "num_values", "single"))
 def _anonymise(
     X: Array,
     s: Array,
@@ -290,17 +290,13 @@ def _anonymise(
     *,
     cards: tuple[int, ...],
     num_values: int,
+    single: bool,
 ) -> AnonResult:
     levels, reached = _walk_to_k(X, maps, n_levels, weight, k, supp, cards)
-
-    def release(levels: Array, reached: Array, k: Array) -> tuple[Array, Array]:
-        gid, count = classes(generalised(X, maps, levels), cards, weight)
-        return (count[gid] >= k) & (weight > 0) & reached
-
-    keep = lax.map(lambda each: release(*each), (levels, reached, k))
-    return jax.vmap(
-        lambda *each: _walk_on(X, s, maps, n_levels, weight, *each, cards=cards, num_values=num_values)
-    )(levels, keep, reached, l, t)
+    walk_on = partial(_walk_on, X, s, maps, n_levels, weight, cards=cards, num_values=num_values)
+    if single:
+        return walk_on(levels[0], reached[0], k[0], l[0], t[0])
+    return jax.vmap(walk_on)(levels, reached, k, l, t)
 
 
 def _walk_to_k(
@@ -333,6 +329,17 @@ def _walk_to_k(
     return chosen, reached
 
 
+class _Walk(NamedTuple):
+    """Where a setting stands, and whether it stops there."""
+
+    levels: Array
+    keep: Array
+    different: Array
+    found: tuple[Array, Array, Array]
+    first: Array
+    stop: Array
+
+
 def _walk_on(
     X: Array,
     s: Array,
@@ -340,42 +347,46 @@ def _walk_on(
     n_levels: Array,
     weight: Array,
     levels: Array,
-    keep: Array,
     reached: Array,
+    k: Array,
     l: Array,
     t: Array,
     *,
     cards: tuple[int, ...],
     num_values: int,
 ) -> AnonResult:
-    """From a k-anonymous table on to l and t, without suppression."""
-    released = jnp.where(keep, weight, 0)
-    different = _different_labels(X, maps, keep)
-
-    def measure(levels: Array) -> tuple[Array, Array, Array]:
-        gid, _ = classes(generalised(X, maps, levels), cards, released)
-        return measured(class_histogram(gid, s, num_values, released))
+    """Drops the small classes of a k-anonymous table, and goes on to l and t without suppression."""
 
     def met(found: tuple[Array, Array, Array]) -> Array:
-        return (found[1] >= l) & (found[2] <= t)
+        return reached & (found[1] >= l) & (found[2] <= t)
 
-    def step(state: tuple[Array, ...]) -> tuple[Array, ...]:
-        levels, _, _ = state
-        coarser, _ = _coarser(levels, different, n_levels)
-        found = measure(coarser)
-        return coarser, found, jnp.all(coarser == n_levels - 1)  # pyright: ignore[reportReturnType]
+    def step(walk: _Walk) -> _Walk:
+        gid, count = classes(generalised(X, maps, walk.levels), cards, weight)
+        keep = jnp.where(walk.first, reached & (count[gid] >= k) & (weight > 0), walk.keep)
+        found = measured(class_histogram(gid, s, num_values, jnp.where(keep, weight, 0)))
+        stop = ~reached | met(found) | jnp.all(walk.levels == n_levels - 1)
+        different = lax.cond(
+            walk.first & ~stop, lambda: _different_labels(X, maps, keep), lambda: walk.different
+        )
+        coarser, _ = _coarser(walk.levels, different, n_levels)
+        levels = jnp.where(stop, walk.levels, coarser)
+        return _Walk(levels, keep, different, found, jnp.array(False), stop)
 
-    state = levels, measure(levels), jnp.all(levels == n_levels - 1)
-    levels, found, _ = lax.while_loop(
-        lambda state: reached & ~met(state[1]) & ~state[2],
-        step,
-        state,  # pyright: ignore[reportArgumentType]
-    )
-    ok = reached & met(found)
-    k_out, l_out, t_out = found
-    return AnonResult(
+    nothing = measured(jnp.zeros((1, num_values), weight.dtype))
+    start = _Walk(
         levels,
-        keep & ok,
+        jnp.zeros(weight.shape, bool),
+        jnp.zeros(maps.shape[:2], jnp.int32),
+        nothing,
+        jnp.array(True),
+        jnp.array(False),
+    )
+    end = lax.while_loop(lambda walk: ~walk.stop, step, start)
+    ok = met(end.found)
+    k_out, l_out, t_out = end.found
+    return AnonResult(
+        end.levels,
+        end.keep & ok,
         ok,
         jnp.where(ok, k_out, 0),
         jnp.where(ok, l_out, 0),
@@ -390,7 +401,7 @@ def _different_labels(X: Array, maps: Array, rows: Array) -> Array:
     places = jnp.where(present[:, None] & (maps >= 0), maps, values)
     seen = jnp.zeros((columns, levels, values + 1), bool)
     seen = seen.at[jnp.arange(columns)[:, None, None], jnp.arange(levels)[:, None], places].set(True)
-    return jnp.sum(seen[..., :values], axis=-1)
+    return jnp.sum(seen[..., :values], axis=-1, dtype=jnp.int32)
 
 
 def _coarser(levels: Array, different: Array, n_levels: Array) -> tuple[Array, Array]:

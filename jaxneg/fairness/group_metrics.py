@@ -12,17 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxneg.fairness.arguments import in_codes, integer_codes, one_of, row_weight, wide
+from jaxneg.fairness.arguments import Data, in_codes, integer_codes, one_of, row_weight, wide
 
 KINDS = ("SPD", "EOD", "PED", "MAD")
 
 
 def group_table(
-    y: Int[Array, " rows"],
-    yhat: Int[Array, " rows"],
-    a: Int[Array, " rows"],
+    y: Int[Data, " rows"],
+    yhat: Int[Data, " rows"],
+    a: Int[Data, " rows"],
     num_groups: int = 2,
-    weight: Float[Array, " rows"] | None = None,
+    weight: Float[Data, " rows"] | None = None,
 ) -> dict[str, Float[Array, " groups"]]:
     """Rates of each group.
 
@@ -80,10 +80,10 @@ def _group_table(y: Array, yhat: Array, a: Array, weight: Array, *, num_groups: 
 
 
 def group_metrics(
-    y: Int[Array, " rows"],
-    yhat: Int[Array, " rows"],
-    a: Int[Array, " rows"],
-    weight: Float[Array, " rows"] | None = None,
+    y: Int[Data, " rows"],
+    yhat: Int[Data, " rows"],
+    a: Int[Data, " rows"],
+    weight: Float[Data, " rows"] | None = None,
 ) -> dict[str, Array]:
     """All metrics of decisions for two groups, and their utility.
 
@@ -163,11 +163,11 @@ def _group_metrics(groups: dict[str, Array], y: Array, yhat: Array, weight: Arra
 
 
 def soft_group_gap(
-    logits: Float[Array, " rows"],
-    y: Int[Array, " rows"],
-    a: Int[Array, " rows"],
+    logits: Float[Data, " rows"],
+    y: Int[Data, " rows"],
+    a: Int[Data, " rows"],
     kind: str = "SPD",
-    weight: Float[Array, " rows"] | None = None,
+    weight: Float[Data, " rows"] | None = None,
 ) -> Float[Array, ""]:
     """A group metric of probabilities in the place of decisions: a penalty that has a gradient.
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from jaxneg.fairness.arguments import in_codes, integer_codes, known, one_of
+from jaxneg.fairness.arguments import Data, in_codes, integer_codes, known, one_of
 
 RULES = ("first", "direct")
 ORDERS = ("lexicographic", "rank")
@@ -189,9 +189,9 @@ def is_nested(maps: Int[np.ndarray, "columns levels values"], n_levels: Int[np.n
 
 
 def generalise(
-    X: Int[Array, "rows columns"],
-    maps: Int[Array, "columns levels values"],
-    levels: Int[Array, " columns"],
+    X: Int[Data, "rows columns"],
+    maps: Int[Data, "columns levels values"],
+    levels: Int[Data, " columns"],
 ) -> Int[Array, "rows columns"]:
     """The table under a transformation.
 
@@ -217,13 +217,16 @@ def generalise(
     """
     X, maps, levels = table_and_maps(X, maps, levels)
     in_codes("levels", levels, maps.shape[1])
-    return generalised(X, maps, levels)
+    return _generalised(X, maps, levels)
 
 
 def generalised(X: Array, maps: Array, levels: Array) -> Array:
     """:func:`generalise` without its checks."""
     chosen = jnp.take_along_axis(jnp.asarray(maps), jnp.asarray(levels)[:, None, None], axis=1)[:, 0]
     return jax.vmap(lambda codes, column: codes[column], (0, 1), 1)(chosen, jnp.asarray(X))
+
+
+_generalised = jax.jit(generalised)
 
 
 def table_and_maps(X: Any, maps: Any, per_column: Any, name: str = "levels") -> tuple[Array, Array, Array]:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from jaxneg.fairness.arguments import one_of, row_weight, wide
+from jaxneg.fairness.arguments import Data, one_of, row_weight, wide
 
 TIES = ("index", "invariant")
 LEAST_DISTANCE, SAME, PROBABILITY_FLOOR = 1e-6, 1e-10, 1e-7
@@ -35,12 +35,12 @@ class IndividualMetrics(NamedTuple):
 
 
 def individual_metrics(
-    p: Float[Array, "rows classes"],
-    z: Float[Array, "rows features"],
+    p: Float[Data, "rows classes"],
+    z: Float[Data, "rows features"],
     k: int = 100,
     block: int = 1024,
     ties: str = "index",
-    weight: Float[Array, " rows"] | None = None,
+    weight: Float[Data, " rows"] | None = None,
 ) -> IndividualMetrics:
     """ASF, ALF and NCF over the k nearest other rows.
 
@@ -134,11 +134,11 @@ def _individual_metrics(
 
 
 def consistency(
-    yhat: Float[Array, " rows"],
-    z: Float[Array, "rows features"],
+    yhat: Float[Data, " rows"],
+    z: Float[Data, "rows features"],
     k: int = 5,
     block: int = 1024,
-    weight: Float[Array, " rows"] | None = None,
+    weight: Float[Data, " rows"] | None = None,
 ) -> Float[Array, ""]:
     """How near decisions are to those of the nearest rows, of which a row is its own first.
 

@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxneg.fairness.arguments import known, row_weight
+from jaxneg.fairness.arguments import Data, known, row_weight
 from jaxneg.fairness.equivalence_classes import classes
 from jaxneg.fairness.greedy import cardinalities
 from jaxneg.fairness.hierarchies import generalised, is_nested, table_and_maps
@@ -40,12 +40,12 @@ class LatticeResult(NamedTuple):
 
 
 def optimal_lattice(
-    X: Int[Array, "rows columns"],
-    maps: Int[Array, "columns levels values"],
-    n_levels: Int[Array, " columns"],
+    X: Int[Data, "rows columns"],
+    maps: Int[Data, "columns levels values"],
+    n_levels: Int[Data, " columns"],
     k: int,
     supp: float = 0.0,
-    weight: Float[Array, " rows"] | None = None,
+    weight: Float[Data, " rows"] | None = None,
     *,
     chunk: int = 32,
 ) -> LatticeResult:
@@ -137,10 +137,8 @@ def optimal_lattice(
         )
     if best < 0:
         return LatticeResult(host_levels - 1, np.zeros(len(rows), bool), False, float("nan"), evaluated)
-    gid, count = classes(generalised(X, maps, jnp.asarray(nodes[best])), cardinalities(maps), weight)
-    return LatticeResult(
-        nodes[best], np.asarray((count[gid] >= k) & (weight > 0)), True, best_loss, evaluated
-    )
+    keep = _released(X, maps, weight, float(k), jnp.asarray(nodes[best]), cards=cardinalities(maps))
+    return LatticeResult(nodes[best], np.asarray(keep), True, best_loss, evaluated)
 
 
 def _label_sizes(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -152,6 +150,14 @@ def _label_sizes(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             sizes[j, level, valid] = np.bincount(labels[valid])[labels[valid]] if valid.any() else 1
     # A column of one value loses nothing: 0 over 1.
     return sizes, np.maximum((maps[:, 0] >= 0).sum(axis=1) - 1, 1)
+
+
+@partial(jax.jit, static_argnames="cards")
+def _released(
+    X: Array, maps: Array, weight: Array, k: Any, levels: Array, *, cards: tuple[int, ...]
+) -> Array:
+    gid, count = classes(generalised(X, maps, levels), cards, weight)
+    return (count[gid] >= k) & (weight > 0)
 
 
 @partial(jax.jit, static_argnames="cards")

@@ -13,13 +13,13 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from jaxneg.fairness.arguments import known, row_weight
+from jaxneg.fairness.arguments import Data, known, row_weight
 
 
 def mondrian(
-    Xnum: Float[Array, "rows columns"],
+    Xnum: Float[Data, "rows columns"],
     k: int,
-    weight: Float[Array, " rows"] | None = None,
+    weight: Float[Data, " rows"] | None = None,
 ) -> Int[Array, " rows"]:
     """The part of each row, parts having at least k rows and no acceptable split.
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxneg.fairness.arguments import in_codes, integer_codes, one_of, row_weight
+from jaxneg.fairness.arguments import Data, in_codes, integer_codes, one_of, row_weight
 from jaxneg.fairness.earth_mover import checked_tree, emd_equal, emd_hierarchical
 
 CONVENTIONS = ("pycanon", "machanavajjhala")
@@ -52,10 +52,10 @@ class PrivacyLevels(NamedTuple):
 
 
 def privacy_levels(
-    gid: Int[Array, " rows"],
-    s: Int[Array, " rows"],
+    gid: Int[Data, " rows"],
+    s: Int[Data, " rows"],
     num_values: int,
-    weight: Float[Array, " rows"] | None = None,
+    weight: Float[Data, " rows"] | None = None,
     tree: Int[np.ndarray, "levels values"] | None = None,
     *,
     convention: str = "pycanon",

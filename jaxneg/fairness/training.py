@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jaxneg.fairness.arguments import wide
+from jaxneg.fairness.arguments import Data, wide
 
 L2 = 2.5e-7
 """scikit-learn's alpha of 1e-4 over twice the batch of 200."""
@@ -83,9 +83,9 @@ def _dense_network(sizes: tuple[int, ...]) -> Network:
 
 
 def train_grid(
-    features: Float[Array, "*configs rows features"],
-    y: Int[Array, "*configs rows"],
-    weight: Float[Array, "configs rows"],
+    features: Float[Data, "*configs rows features"],
+    y: Int[Data, "*configs rows"],
+    weight: Float[Data, "configs rows"],
     keys: PRNGKeyArray,
     hidden: int | Sequence[int] = 100,
     steps: int = 3000,
@@ -205,7 +205,7 @@ def train_grid(
 
 def predict_grid(
     params: Any,
-    features: Float[Array, "*configs rows features"],
+    features: Float[Data, "*configs rows features"],
     hidden: int | Sequence[int] = 100,
     *,
     network: Any = None,
@@ -340,8 +340,9 @@ def grid_step(
       >>> network = dense_network(1)
       >>> state = begin(network.init(jax.random.key(0)), jax.random.key(1))
       >>> step = grid_step(network.apply, 4)
-      >>> int(step(state, jnp.ones((2, 1)), jnp.array([0, 1]), jnp.array([1.0, 2.0]), 0.1, 0.0)[0].step)
-      1
+      >>> table = jnp.ones((2, 1)), jnp.array([0, 1]), jnp.array([1.0, 2.0])
+      >>> jax.eval_shape(step, state, *table, 0.1, 0.0)[1].shape
+      ()
     """
 
     def loss_fn(params: Any, x: Array, labels: Array, l2: Array) -> Array:

@@ -4,6 +4,7 @@ Caruana 1997, Multitask Learning, doi:10.1023/A:1007379606734, Section 1.1.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from flax import nnx
@@ -36,7 +37,7 @@ class MLP(nnx.Module):
         kernel_init: nnx.Initializer | None,
         rngs: nnx.Rngs,
     ):
-        options = {} if kernel_init is None else {"kernel_init": kernel_init}
+        options: Any = {} if kernel_init is None else {"kernel_init": kernel_init}
 
         def linear(n: int, m: int) -> nnx.Linear:
             return nnx.Linear(n, m, dtype=dtype, dot_general=contract, rngs=rngs, **options)

@@ -215,7 +215,7 @@ def test_what_is_refused():
         ((X, s, MAPS, N_LEVELS + 1, 2, 20.0), ValueError, "n_levels: expected codes from 0 to 3, got 4"),
         ((X * 1.0, s, MAPS, N_LEVELS, 2, 20.0), TypeError, "X: expected integer codes, got float"),
         ((np.where(X > 6, -1, X), s, MAPS, N_LEVELS, 2, 20.0), ValueError, "code -1 has no label in maps"),
-        ((X, s, MAPS, N_LEVELS, np.array([2, 3]), np.ones(3)), ValueError, "[Ii]ncompatible shapes"),
+        ((X, s, MAPS, N_LEVELS, np.array([2, 3]), np.ones(3)), ValueError, r"[Ii]ncompatible shapes"),
         (
             (X, s, MAPS, N_LEVELS, np.ones((2, 2)), 20.0),
             ValueError,
@@ -224,7 +224,7 @@ def test_what_is_refused():
     ):
         with pytest.raises(error, match=message):
             fairness.k_anonymise(*arguments)
-    with pytest.raises(ValueError, match="t: expected numbers from 0 to inf, got -0.1"):
+    with pytest.raises(ValueError, match=r"t: expected numbers from 0 to inf, got -0\.1"):
         fairness.t_close(X, s, MAPS, N_LEVELS, 2, -0.1, 20.0)
     with pytest.raises(ValueError, match="num_values: expected the number of values of s"):
         jax.jit(lambda s: fairness.k_anonymise(X, s, MAPS, N_LEVELS, 2, 20.0))(s)

@@ -26,11 +26,6 @@ NAMES = {
 }
 
 
-def levels_of(X, s, weight=None, **options):
-    gid, count = fairness.equivalence_classes(X, X.max(axis=0) + 1, weight)
-    return fairness.privacy_levels(gid, s, int(s.max()) + 1, weight, **options), gid, count
-
-
 @pytest.mark.golden("anonymity_fairness", "privacy_levels*.npz")
 @pytest.mark.parametrize("wide", [False, True])
 def test_pycanon(golden, wide):
@@ -67,7 +62,7 @@ def test_transport_distances(golden, x64):
         found = {
             "emd_hier": fairness.emd_hierarchical(P, Q, tree),
             "emd_ordered": fairness.emd_ordered(P, Q),
-            "emd_equal": jax.jit(fairness.emd_equal)(P, Q),
+            "emd_equal": fairness.emd_equal(P, Q),
         }
         for name, values in found.items():
             np.testing.assert_allclose(values, golden[f"t{case}_{name}"], atol=1e-8, err_msg=name)
@@ -98,7 +93,8 @@ def test_dropped_rows_do_not_exist(seed):
     X, s = rng.integers(0, 3, (24, 2)), rng.choice([0, 2, 3, 5], 24)
     weight = (rng.random(24) < 0.7).astype(np.float32)
     weight[0] = 1
-    found, gid, count = levels_of(X, s, weight)
+    gid, count = fairness.equivalence_classes(X, [3, 3], weight)
+    found = fairness.privacy_levels(gid, s, 6, weight)
     kept = weight > 0
     for name, value in brute_force(X[kept], s[kept]).items():
         np.testing.assert_allclose(getattr(found, name), value, rtol=1e-5, atol=1e-6, err_msg=name)
@@ -113,10 +109,11 @@ def test_packing_does_not_matter():
     expected = np.unique(X, axis=0, return_inverse=True)[1].ravel()
     rows = rng.random(50) < 0.6
     sizes = sorted(np.unique(X[rows], axis=0, return_counts=True)[1])
-    for bits in (2, 9, 20, 31):
+    sizes_of = jax.jit(class_sizes, static_argnums=1)
+    for bits in (9, 31):
         cards = np.full(12, 2**bits, np.int64)
         np.testing.assert_array_equal(fairness.equivalence_classes(X, cards)[0], expected)
-        found = class_sizes(jnp.asarray(X), tuple(cards.tolist()), jnp.asarray(rows))
+        found = sizes_of(jnp.asarray(X), tuple(cards.tolist()), jnp.asarray(rows))
         assert sorted(np.asarray(found)[np.asarray(found) > 0]) == sizes
     traced, _ = jax.jit(fairness.equivalence_classes)(X, jnp.full(12, 4))
     np.testing.assert_array_equal(traced, expected)
