@@ -310,23 +310,26 @@ def _records(
     path: Path, columns: Sequence[str], header: Sequence[str] | None = None
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """Where each line stands, and its values of some columns."""
+    places: list[int] | None = None
+    width = 0
     for where, line in numbered_lines(path):
-        cells = [cell.strip() for cell in next(csv.reader([line]))]
-        if header is None:
-            header = cells
-            if absent := [column for column in columns if column not in header]:
+        cells = [cell.strip() for cell in (next(csv.reader([line])) if '"' in line else line.split(","))]
+        if places is None:
+            names = list(header or cells)
+            if absent := [column for column in columns if column not in names]:
                 raise ValueError(
                     f"{where}: the header lacks {', '.join(map(repr, absent))}: get the original file, or"
-                    f" name the"
-                    " columns so"
+                    " name the columns so"
                 )
-            continue
-        if len(cells) != len(header):
+            # A name that occurs twice means its first column, as in ProPublica's file.
+            places, width = [names.index(column) for column in columns], len(names)
+            if header is None:
+                continue
+        if len(cells) != width:
             raise ValueError(
-                f"{where}: expected {len(header)} cells as in the header, got {len(cells)}: correct the line"
+                f"{where}: expected {width} cells as in the header, got {len(cells)}: correct the line"
             )
-        # A name that occurs twice means its first column, as in ProPublica's file.
-        yield where, {column: cells[header.index(column)] for column in columns}
+        yield where, dict(zip(columns, (cells[place] for place in places), strict=True))
 
 
 def _number(where: str, column: str, text: str) -> float:

@@ -87,9 +87,7 @@ def test_the_small_adult_says_so(monkeypatch):
     assert note is not None
     assert "4,000" in note
     assert load_table("compas")[1] is None
-    with pytest.raises(
-        FileNotFoundError, match=r"acsincome: none of acsincome.csv.gz, acsincome.csv is in .* nowhere?"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"acsincome: none of acsincome.csv.gz, acsincome.csv is in "):
         load_table("acsincome")
     with pytest.raises(ValueError, match="tables: expected names among compas, adult"):
         load_table("bank")
