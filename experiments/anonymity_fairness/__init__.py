@@ -1,5 +1,4 @@
-"""Anonymisation and fairness: what k-anonymity, l-diversity and t-closeness of the training table do to a
-classifier.
+"""Anonymisation and fairness: what k-anonymity, l-diversity and t-closeness do to a classifier.
 
 Reproduces Arcolezi et al., "Fair Play for Individuals, Foul Play for Groups?", arXiv:2505.07985: gaps between
 groups grow while similar people are treated more alike, over privacy levels, suppression limits, target

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullLocator
 
 from experiments.anonymity_fairness.claims import OFFICIAL
 from experiments.anonymity_fairness.studies import Results, method_of, short_name
@@ -135,6 +136,9 @@ def draw_privacy(run_dir: RunDir, results: Results, table: str, attribute: str) 
                 x, y, "x--", color=GREY, linewidth=0.9, markersize=5, label="k-anonymity, paper (XGBoost)"
             )
         axes.set_xscale("log")
+        ticks = [k for k in (1, 2, 5, 10, 25, 50, 100) if k <= max(own).k]
+        axes.set_xticks(ticks, [str(k) for k in ticks])
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("k")
         axes.set_title(title, fontsize=10)
         axes.set_ylim(bottom=0.5 if metric == "ACC" else 0)
@@ -227,28 +231,31 @@ def draw_bars(run_dir: RunDir, results: Results, study: str, table: str, attribu
     if not settings:
         return
     names = list(dict.fromkeys(name for of in groups.values() for name in of))
+    shades = dict(zip(names, plt.get_cmap("viridis")(np.linspace(0.1, 0.85, len(names))), strict=True))
+    width = 0.8 / max(len(of) for of in groups.values())
     figure, row = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
-    shades = plt.get_cmap("viridis")(np.linspace(0.1, 0.85, len(names)))
     for axes, metric in zip(row, ("SPD", "ACC", "NCF"), strict=True):
         _style(axes)
-        for number, (name, shade) in enumerate(zip(names, shades, strict=True)):
-            have = [place for place, of in enumerate(groups.values()) if name in of]
-            rows = [interval_of(list(groups.values())[place][name], attribute, metric) for place in have]
-            mean, low, high = np.array(rows).T
-            axes.bar(
-                np.array(have) + (number - (len(names) - 1) / 2) * 0.8 / len(names),
-                mean,
-                0.8 / len(names),
-                yerr=[mean - low, high - mean],
-                color=shade,
-                label="no anonymisation" if name == "k=1" else name,
-                error_kw={"elinewidth": 1, "capsize": 2},
-            )
-        axes.set_xticks(range(len(groups)), [name.replace(" ", "\n") for name in groups], fontsize=8)
+        for place, of in enumerate(groups.values()):
+            for number, (name, found) in enumerate(of.items()):
+                mean, low, high = interval_of(found, attribute, metric)
+                axes.bar(
+                    place + (number - (len(of) - 1) / 2) * width,
+                    mean,
+                    width,
+                    yerr=[[mean - low], [high - mean]],
+                    color=shades[name],
+                    label="no anonymisation" if name == "k=1" else name,
+                    error_kw={"elinewidth": 1, "capsize": 2},
+                )
+        axes.set_xticks(range(len(groups)), [name.replace(" ", "\n", 1) for name in groups], fontsize=8)
         axes.set_title(dict(METRICS)[metric], fontsize=10)
         if metric == "ACC":
             axes.set_ylim(bottom=0.5)
-    handles, labels = row[0].get_legend_handles_labels()
+    # Each name once, of the first bar that has it.
+    labels, handles = zip(
+        *dict(zip(*row[0].get_legend_handles_labels()[::-1], strict=True)).items(), strict=True
+    )
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
     what = (
         "classifiers, on the same released tables"

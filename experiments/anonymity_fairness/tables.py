@@ -100,9 +100,8 @@ def load_table(name: str, folder: Path | None = None) -> tuple[Table, str | None
                 note = None if whole else f"{name}: {SMALL_NOTE}"
                 return load(name, place / file_name, place / "hierarchies"), note
     raise FileNotFoundError(
-        f"{name}: none of {', '.join(file_names)} is in {' or in '.join(map(str, places))}: put the"
-        f" original file"
-        " there (set JAXNEG_DATA, or --folder)"
+        f"{name}: none of {', '.join(file_names)} is in {' or in '.join(map(str, places))}: put the original"
+        " file there, and set JAXNEG_DATA or --folder"
     )
 
 

@@ -26,8 +26,7 @@ from jaxneg.fairness.privacy_levels import class_histogram, measured
 
 
 class AnonResult(NamedTuple):
-    """A transformation and the rows that it releases. With vectors of settings every array has their axis
-    first.
+    """A transformation and the rows that it releases; with vectors of settings their axis comes first.
 
     Attributes:
       levels: Level of each column; the top ones if the goal cannot be reached.
@@ -207,8 +206,7 @@ def anonymise(
     *,
     num_values: int | None = None,
 ) -> AnonResult:
-    """A grid of settings at once: k-anonymity, with l-diversity where l > 1 and t-closeness where t is
-    finite.
+    """A grid of settings at once: k-anonymity, l-diversity where l > 1, t-closeness where t is finite.
 
     Args:
       X: Codes of base values.

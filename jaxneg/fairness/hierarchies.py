@@ -89,7 +89,7 @@ def compose_hierarchy(columns: Sequence[Column], rule: str = "first") -> Hierarc
     """The hierarchies of all columns as one array of codes.
 
     ``direct: code[l, v] = label[v][l]``;
-      ``first: code[l, v] = label[first v' with label[v'][l-1] = code[l-1, v]][l]``
+    ``first: code[l, v] = label[first v' with label[v'][l-1] = code[l-1, v]][l]``
 
     Under "first" each level is a function of the one below, also where the labels of a file are not nested;
     under "direct" it is a function of the base value alone. Labels are numbered by first appearance at their

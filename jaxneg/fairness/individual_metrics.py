@@ -115,7 +115,8 @@ def _individual_metrics(
             shorter = nearest[:, : k - 1]
             reach_less = jnp.max(jnp.where(jnp.isfinite(shorter), -shorter, -1), axis=1, keepdims=True)
             chosen, lipschitz = near <= reach, near <= reach_less
-        distance = jnp.sqrt(jnp.where(jnp.isfinite(near), near, 0))
+        # No root of 0, whose gradient is infinite.
+        distance = jnp.where(near > 0, jnp.sqrt(jnp.where((near > 0) & jnp.isfinite(near), near, 1)), 0)
         number = jnp.sum(chosen, axis=1)
         counted = counts[rows] & (number > 0)
 
