@@ -28,6 +28,8 @@ from jaxneg.fairness import Setting
 
 K, L, T = "k-anonymity", "l-diversity", "t-closeness"
 NEVER = float("inf")
+SEEDS_AT_ONCE = 10
+"""Of the paper's 40, the tables of all settings and seeds at once would fill a small machine's memory."""
 
 
 class Key(NamedTuple):
@@ -109,6 +111,12 @@ def run_cell(cell: Cell, seeds: Sequence[int], options: Options, run_dir: RunDir
 
 
 def _computed(cell: Cell, seeds: Sequence[int], options: Options, run_dir: RunDir) -> dict[str, np.ndarray]:
+    parts = [seeds[start : start + SEEDS_AT_ONCE] for start in range(0, len(seeds), SEEDS_AT_ONCE)]
+    found = [_of_seeds(cell, part, options, run_dir) for part in parts]
+    return {name: np.concatenate([of[name] for of in found]) for name in found[0]}
+
+
+def _of_seeds(cell: Cell, seeds: Sequence[int], options: Options, run_dir: RunDir) -> dict[str, np.ndarray]:
     chosen = samples(cell.source, seeds, options)
     attributes = list(chosen[0].table.protected)
     if options.protected_in_test == "generalised":
