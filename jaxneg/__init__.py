@@ -14,6 +14,7 @@ _ROOMS = (
     "contrastive",
     "diffusion",
     "face",
+    "fairness",
     "federated",
     "graphs",
     "kg",

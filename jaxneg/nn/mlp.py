@@ -4,6 +4,7 @@ Caruana 1997, Multitask Learning, doi:10.1023/A:1007379606734, Section 1.1.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from flax import nnx
@@ -33,10 +34,13 @@ class MLP(nnx.Module):
         outputs: Sequence[int],
         activation: Callable[[Array], Array],
         dtype: DTypeLike | None,
+        kernel_init: nnx.Initializer | None,
         rngs: nnx.Rngs,
     ):
+        options: Any = {} if kernel_init is None else {"kernel_init": kernel_init}
+
         def linear(n: int, m: int) -> nnx.Linear:
-            return nnx.Linear(n, m, dtype=dtype, dot_general=contract, rngs=rngs)
+            return nnx.Linear(n, m, dtype=dtype, dot_general=contract, rngs=rngs, **options)
 
         sizes = [features, *hidden]
         self.trunk = nnx.List([linear(n, m) for n, m in zip(sizes, hidden, strict=False)])
@@ -57,6 +61,7 @@ def mlp(
     *,
     activation: Callable[[Array], Array] = jax.nn.relu,
     dtype: DTypeLike | None = None,
+    kernel_init: nnx.Initializer | None = None,
 ) -> Model:
     """A shared trunk and one linear head a task.
 
@@ -68,6 +73,7 @@ def mlp(
       outputs: Number of outputs of each task.
       activation: Elementwise function of the trunk.
       dtype: Type of the computation; by default that of inputs and parameters.
+      kernel_init: Initializer of the kernels; by default flax's, LeCun normal.
 
     Returns:
       ``init(key) -> params`` with ``params["trunk"]["0"]["kernel"]`` and ``params["heads"]["0"]["kernel"]``;
@@ -91,4 +97,4 @@ def mlp(
             "features, hidden, outputs: expected positive sizes and at least one task, got "
             f"{features}, {tuple(hidden)}, {tuple(outputs)}"
         )
-    return bridge(lambda rngs: MLP(features, hidden, outputs, activation, dtype, rngs))
+    return bridge(lambda rngs: MLP(features, hidden, outputs, activation, dtype, kernel_init, rngs))
