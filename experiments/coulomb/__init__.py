@@ -62,7 +62,7 @@ class Config:
     dt: float = 0.05
     """Step, in Debye times."""
     burn_in: int = 2_000
-    """Steps before anything is measured."""
+    """Steps before anything is measured, a multiple of 20."""
     steps: int = 12_000
     """Steps that are measured, every 20th of them; a multiple of 20."""
     tail_fields: tuple[float, ...] = (1.0, 2.0)
@@ -81,15 +81,15 @@ class Config:
     """Exact steps between the walls, 20 Debye times each."""
     line_points: int = 512
     """Points of the chemotaxis on a line."""
-    line_replicas: int = 16
+    line_replicas: int = 8
     """Its runs for each seed."""
-    line_steps: int = 32_000
+    line_steps: int = 24_000
     """Its steps of 0.1, of which the first third is left out; a multiple of 10."""
     plane_points: int = 256
     """Points along each axis of the chemotaxis in the plane."""
     plane_coupling: float = 2.5
     """Its polarity mu2."""
-    plane_steps: int = 12_000
+    plane_steps: int = 9_000
     """Its steps of 0.05, of which the first third is left out; a multiple of 20."""
     pod_points: int = 1024
     """Points along each axis of the three-dimensional step that `compile` compiles, and nothing else reads."""
@@ -103,6 +103,8 @@ class Config:
                 raise ValueError(
                     f"{name}: expected an even number of {least} or more, got {getattr(self, name)}"
                 )
+        if self.burn_in % 20:
+            raise ValueError(f"burn_in: expected a multiple of 20, got {self.burn_in}")
         for name, every in (("steps", 20), ("line_steps", 10), ("plane_steps", 20)):
             if getattr(self, name) < 20 * every or getattr(self, name) % every:
                 raise ValueError(
@@ -428,8 +430,8 @@ def _notes(found: Results) -> list[str]:
     taus = np.concatenate([np.ravel(one["taus"]) for runs in found.electrolyte.values() for one in runs])
     return [
         f"The force between these walls (no flux, no field across them, Maxwell's stress) is {sign} at every"
-        " distance and field computed. The first paper's abstract says it can be either; what makes it so could"
-        " not be found.",
+        " distance and field computed. The first paper's abstract says it can be either; what makes it so"
+        " could not be found.",
         "Only the papers' abstracts could be read: the closed forms are derived, the prefactors of the"
         " chemotaxis are a proposed reading.",
         f"Integrated autocorrelation times of the binned structure factors are {np.nanmin(taus):.1f} to"

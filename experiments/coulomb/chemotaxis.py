@@ -52,8 +52,7 @@ def on_a_line(
     grid = cfg.grid
     k = 2 * np.pi / grid.volume * np.arange(1, modes.shape[-1] + 1)
     S = np.mean(np.abs(modes) ** 2, (0, 1)) * grid.dx**2 / grid.volume
-    C = np.asarray(jax.jit(coulomb.time_correlation)(jnp.asarray(modes))).mean(1)
-    tau = np.asarray(coulomb.correlation_time(jnp.asarray(C), every * float(np.asarray(cfg.dt))))
+    tau = np.asarray(_relaxation_times(modes, every * float(np.asarray(cfg.dt))))
     resolved = np.isfinite(tau) & (np.arange(1, len(k) + 1) > 1)
     return {
         "k": k,
@@ -90,6 +89,12 @@ def _line(key: jax.Array, cfg: ChemotaxisConfig, replicas: int, steps: int, ever
 
 
 @jax.jit
+def _relaxation_times(modes: Any, dt: Any) -> Any:
+    """From series [times, replicas, modes]."""
+    return coulomb.correlation_time(coulomb.time_correlation(modes).mean(1), dt)
+
+
+@jax.jit
 def _history(key: jax.Array, cfg: ChemotaxisConfig, rho_hat: Any) -> Any:
     """The density at 300 later times, [times, points]."""
     return coulomb.chemotaxis_run(
@@ -121,7 +126,7 @@ def in_the_plane(key: jax.Array, cfg: ChemotaxisConfig, steps: int, every: int) 
         )
     filled = np.isfinite(k)
     filled[np.argmax(filled)] = False
-    found = coulomb.mean_with_error(jnp.asarray(S[:, filled]))
+    found = jax.jit(coulomb.mean_with_error)(S[:, filled])
     k, mean = k[filled], np.asarray(found.mean)
     fitted = (k > FIT[0]) & (k < FIT[1])
     return {

@@ -186,7 +186,8 @@ CLAIMS: tuple[Claim, ...] = (
         "Number fluctuations of polar chemotaxis are not Poissonian.",
         CHEMOTAXIS,
         f"S ~ k^{exponents(2).S_exponent:.3g} in two dimensions",
-        "density in the plane, mu1 = 0: exponent of S over wavenumbers from 0.05 to 0.25, lowest shell left out",
+        "density in the plane, mu1 = 0: exponent of S over wavenumbers from 0.05 to 0.25, without the lowest"
+        " shell",
         Within(0.55, 0.8),
     ),
 )

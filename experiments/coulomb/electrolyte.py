@@ -45,7 +45,7 @@ def simulate(key: jax.Array, cfg: SdftConfig, burn_in: int, steps: int, every: i
     Args:
         key: random key.
         cfg: the electrolyte.
-        burn_in: steps that are left out.
+        burn_in: steps that are left out, a multiple of ``every``.
         steps: steps that are measured.
         every: steps between samples.
 
@@ -55,31 +55,28 @@ def simulate(key: jax.Array, cfg: SdftConfig, burn_in: int, steps: int, every: i
     Raises:
         FloatingPointError: the run blew up.
     """
-    samples, state = _samples(key, cfg, burn_in, steps, every)
-    spectra, bins, current = (np.asarray(x) for x in samples)
+    samples, fields = _samples(key, cfg, burn_in + steps, every)
+    spectra, bins, current = (np.asarray(x)[burn_in // every :] for x in samples)
     if not np.isfinite(current).all():
         first = int(np.argmin(np.isfinite(current)))
         raise FloatingPointError(
             f"the run of Ef = {cfg.Ef}, g = {cfg.g} on {cfg.shape} blew up before step"
             f" {burn_in + (first + 1) * every}: take a smaller dt than {cfg.dt}"
         )
-    found = coulomb.mean_with_error(jnp.asarray(bins))
-    along = coulomb.mean_with_error(jnp.asarray(current))
+    found, along = jax.jit(lambda *series: [coulomb.mean_with_error(x) for x in series])(bins, current)
     field = float(np.asarray(cfg.Ef))
     ratio = np.array([along.mean, along.error]) / field if field else np.full(2, np.nan)
     return Series(
         spectra.mean(0),
         *(np.asarray(x) for x in found),
         ratio,
-        np.asarray(coulomb.density_fields(state, cfg)),
+        np.asarray(fields),
     )
 
 
-@partial(jax.jit, static_argnums=(2, 3, 4))
-def _samples(key: jax.Array, cfg: SdftConfig, burn_in: int, steps: int, every: int) -> Any:
+@partial(jax.jit, static_argnums=(2, 3))
+def _samples(key: jax.Array, cfg: SdftConfig, steps: int, every: int) -> Any:
     grid = cfg.grid
-    first, later = jax.random.split(key)
-    state, _ = coulomb.sdft_run(first, cfg, burn_in) if burn_in else (coulomb.sdft_init(first, cfg), None)
     scale = grid.dx ** (2 * grid.dimensions) / grid.volume / cfg.g
 
     def observe(state: coulomb.SdftState) -> Any:
@@ -87,8 +84,8 @@ def _samples(key: jax.Array, cfg: SdftConfig, burn_in: int, steps: int, every: i
         spectra = jnp.stack([*(coulomb.power_spectrum(x, grid) / cfg.g for x in state), nq])
         return spectra, in_bins(spectra, grid), coulomb.electric_current(state, cfg)
 
-    state, samples = coulomb.sdft_run(later, cfg, steps, observe=observe, every=every, state=state)
-    return samples, state
+    state, samples = coulomb.sdft_run(key, cfg, steps, observe=observe, every=every)
+    return samples, coulomb.density_fields(state, cfg)
 
 
 def in_bins(spectra: Any, grid: coulomb.SpectralGrid) -> jax.Array:
@@ -137,35 +134,32 @@ def sampled_tail(key: jax.Array, cfg: SdftConfig, samples: int) -> dict[str, np.
 
     Returns:
         ``harmonic`` on the rings, ``exact``: the same from the grid's own modes, ``tail``: the asymptotic
-        law, ``signs``: <nn> along and across the field, each summed over radii 6 to 12 and over the sum of the law, ``map``: the correlation around the origin, and ``cuts``: along and across the field.
+        law, ``signs``: <nn> along and across the field, each summed over radii 6 to 12 and over the sum of
+        the law, ``map``: the correlation around the origin.
     """
-    mean, exact = _correlations(key, cfg, samples)
+    mean, harmonic, exact = (np.asarray(x) for x in _correlations(key, cfg, samples))
     field = float(np.asarray(cfg.Ef))
     s = 1 + field**2
     half = cfg.shape[0] // 2
     return {
-        "harmonic": np.asarray(coulomb.second_harmonic(mean, cfg.dx, field, jnp.asarray(RINGS))),
-        "exact": np.asarray(coulomb.second_harmonic(exact, cfg.dx, field, jnp.asarray(RINGS))),
+        "harmonic": harmonic,
+        "exact": exact,
         "tail": field**2 / (2 * np.pi * s**1.5 * RINGS**2),
         "signs": _signs(mean, cfg),
-        "map": np.fft.fftshift(np.asarray(mean))[half - 32 : half + 33, half - 32 : half + 33],
-        "cuts": np.stack([np.asarray(mean)[:half, 0], np.asarray(mean)[0, :half]]),
+        "map": np.fft.fftshift(mean)[half - 32 : half + 33, half - 32 : half + 33],
     }
 
 
-def _signs(mean: Any, cfg: SdftConfig) -> np.ndarray:
+def _signs(mean: np.ndarray, cfg: SdftConfig) -> np.ndarray:
     """Over the law, which is positive along the field and negative across it."""
     field = float(np.asarray(cfg.Ef))
     along, across = (
         np.arange(round(6 * stretch / cfg.dx), round(12 * stretch / cfg.dx) + 1)
         for stretch in (np.sqrt(1 + field**2), 1.0)
     )
-    nowhere = np.zeros(1)
-    expected = (
-        coulomb.real_space_tail(along * cfg.dx, nowhere, field, 2),
-        coulomb.real_space_tail(nowhere, across * cfg.dx, field, 2),
-    )
-    values = np.asarray(mean)[along, 0], np.asarray(mean)[0, across]
+    law = jax.jit(lambda x, y: coulomb.real_space_tail(x, y, field, 2))
+    expected = law(along * cfg.dx, 0.0), law(0.0, across * cfg.dx)
+    values = mean[along, 0], mean[0, across]
     return np.array([np.sum(x) / np.sum(y) for x, y in zip(values, expected, strict=True)])
 
 
@@ -178,4 +172,5 @@ def _correlations(key: jax.Array, cfg: SdftConfig, samples: int) -> Any:
 
     mean = jax.lax.fori_loop(0, samples, add, jnp.zeros(grid.spectrum_shape)) / (samples * cfg.g)
     in_space = jnp.fft.irfftn(mean, grid.shape) / grid.dx**grid.dimensions
-    return in_space, coulomb.grid_correlation(grid, cfg.Ef).s_nn
+    both = jnp.stack([in_space, coulomb.grid_correlation(grid, cfg.Ef).s_nn])
+    return in_space, *coulomb.second_harmonic(both, cfg.dx, cfg.Ef, jnp.asarray(RINGS))

@@ -16,8 +16,8 @@ from jaxneg.coulomb import SdftConfig, power_spectrum
 def longest_step(dx: float, Ef: float) -> float:
     """The step above which a mode of the explicit scheme grows.
 
-    Its amplification ``1 - dt mu`` stays within the unit circle up to ``2 Re mu / |mu|^2`` for each eigenvalue
-    ``mu = k^2 + 1/2 +- (1/4 - G^2)^(1/2)`` of the discrete operator.
+    Its amplification ``1 - dt mu`` stays within the unit circle up to ``2 Re mu / |mu|^2`` for each
+    eigenvalue ``mu = k^2 + 1/2 +- (1/4 - G^2)^(1/2)`` of the discrete operator.
 
     Args:
         dx: distance between points.

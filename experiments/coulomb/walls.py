@@ -27,16 +27,16 @@ def closed_form() -> dict[str, np.ndarray]:
         over H = 10..50, one for each field.
     """
     with jax.enable_x64(True):
-        H = jnp.geomspace(2, 100, 40)
-        fields = jnp.asarray(FIELDS_2D)[:, None]
-        force = jax.jit(lambda H: coulomb.casimir_force(H, fields, 2))(H)
-        far, near = jnp.geomspace(10, 100, 12), jnp.geomspace(10, 50, 8)
-        slopes_2d = coulomb.log_slope(far, coulomb.casimir_force(far, fields, 2))
-        three = coulomb.casimir_force(near, jnp.asarray(FIELDS_3D)[:, None], 3)
+        H, far, near = np.geomspace(2, 100, 40), np.geomspace(10, 100, 12), np.geomspace(10, 50, 8)
+        plane, space = (
+            jax.jit(lambda H, fields, d=d: coulomb.casimir_force(H, fields[:, None], d)) for d in (2, 3)
+        )
+        force = np.asarray(plane(np.concatenate([H, far]), np.array(FIELDS_2D)))
+        three = space(near, np.array(FIELDS_3D))
         return {
-            "H": np.asarray(H),
-            "force": np.asarray(force),
-            "slopes_2d": np.asarray(slopes_2d),
+            "H": H,
+            "force": force[:, : len(H)],
+            "slopes_2d": np.asarray(coulomb.log_slope(far, force[:, len(H) :])),
             "slopes_3d": np.asarray(coulomb.log_slope(near, three)),
         }
 
@@ -56,16 +56,11 @@ def simulated_force(key: jax.Array, cfg: SdftConfig, samples: int) -> dict[str, 
     """
     H, Lx = cfg.shape[-1] * cfg.dx, cfg.shape[0] * cfg.dx
     pressures = np.asarray(_pressures(key, cfg, samples))
-    found = coulomb.mean_with_error(jnp.asarray(pressures[0] - pressures[1]))
+    found = jax.jit(coulomb.mean_with_error)(pressures[0] - pressures[1])
     field, s = float(np.asarray(cfg.Ef)), 1 + float(np.asarray(cfg.Ef)) ** 2
     with jax.enable_x64(True):
-        m = jnp.arange(1, cfg.shape[0] // 2)[:, None]
-        p = jnp.arange(cfg.shape[1]) * math.pi / H
-        kx = 2 * math.pi / Lx * m
-        with_field, without = (coulomb.mode_structure_factor(kx**2 + p**2, kx, x).s_qq for x in (field, 0.0))
-        far_apart = float(coulomb.wall_pressure(field, 2))
-        box = float(coulomb.mode_sum_force(with_field - without, H, Lx)) - far_apart
-        closed = float(coulomb.casimir_force(H, field, 2))
+        far_apart, closed = (float(x) for x in _far_and_near(H, field))
+        box = float(_box(cfg.shape, H, Lx, field)) - far_apart
     force = float(found.mean) - far_apart
     return {
         "force": np.array(force),
@@ -75,6 +70,20 @@ def simulated_force(key: jax.Array, cfg: SdftConfig, samples: int) -> dict[str, 
         "corrected": np.array(force + field**2 / (2 * s * H * Lx)),
         "closed": np.array(closed),
     }
+
+
+@jax.jit
+def _far_and_near(H: Any, field: Any) -> Any:
+    return coulomb.wall_pressure(field, 2), coulomb.casimir_force(H, field, 2)
+
+
+@partial(jax.jit, static_argnums=0)
+def _box(shape: tuple[int, int], H: Any, Lx: Any, field: Any) -> Any:
+    """The pressure of the modes that the grid has."""
+    kx = 2 * math.pi / Lx * jnp.arange(1, shape[0] // 2)[:, None]
+    k2 = kx**2 + (math.pi / H * jnp.arange(shape[1])) ** 2
+    excess = coulomb.mode_structure_factor(k2, kx, field).s_qq - k2 / (k2 + 1)
+    return coulomb.mode_sum_force(excess, H, Lx)
 
 
 @partial(jax.jit, static_argnums=2)
@@ -96,33 +105,34 @@ def quench() -> dict[str, np.ndarray]:
         ``late``: ratios to the power law at both ends ``[cases, 2]``, ``early``: first amplitudes over their
         law, one for each of `EARLY`, and ``curve_t`` and ``curve`` for the figure.
     """
+    field, H = (np.array(x)[:, None] for x in zip(*RELAXING, strict=True))
+    early_field, early_H, early_t = (np.array(x) for x in zip(*EARLY, strict=True))
+    t, curve_t = H * H * np.geomspace(10, 1000, 9), np.geomspace(0.2, 2e4, 40)
+    parts = [(t, H, field), (curve_t, H, field), (early_t, early_H, early_field)]
     with jax.enable_x64(True):
-        excess = jax.jit(coulomb.quench_excess)
-        found, times = [], []
-        for field, H in RELAXING:
-            t = H * H * jnp.geomspace(10, 1000, 9)
-            times.append(t)
-            found.append(excess(t, H, field))
-        t, values = np.stack(times), np.stack(found)
-        field, H = (np.array(x)[:, None] for x in zip(*RELAXING, strict=True))
-        s = 1 + field**2
-        law = field**4 / (4 * s * H * np.sqrt(2 * np.pi * s * t))
-        early = [
-            float(coulomb.casimir_force_quench(time, H, field)) * H**2 / (math.pi * field**2 / 16)
-            for field, H, time in EARLY
+        # One after the other in one program: together their nodes would fill the memory.
+        flat = [
+            np.concatenate([np.ravel(x) for x in column])
+            for column in zip(*(np.broadcast_arrays(*part) for part in parts), strict=True)
         ]
-        curve_t = jnp.geomspace(0.2, 2e4, 40)
-        curve = [
-            np.asarray(excess(curve_t, H, field) + coulomb.casimir_force(H, field, 2))
-            for field, H in RELAXING
-        ]
-        return {
-            "t": t,
-            "excess": values,
-            "slopes": np.stack([np.asarray(coulomb.log_slope(*x)) for x in zip(t, values, strict=True)]),
-            "late": (values / law)[:, [0, -1]],
-            "early": np.array(early),
-            "curve_t": np.asarray(curve_t),
-            "curve": np.stack(curve),
-            "stationary": np.array([float(coulomb.casimir_force(H, field, 2)) for field, H in RELAXING]),
-        }
+        found = np.asarray(jax.jit(lambda cases: jax.lax.map(_relaxed, cases))(tuple(flat)))
+    relaxing, curve, early = np.split(found, np.cumsum([len(RELAXING) * 9, len(RELAXING) * 40]), axis=0)
+    excess = relaxing[:, 0].reshape(len(RELAXING), -1)
+    s = 1 + field**2
+    law = field**4 / (4 * s * H * np.sqrt(2 * np.pi * s * t))
+    return {
+        "t": t,
+        "excess": excess,
+        "slopes": np.array([np.polyfit(np.log(x), np.log(y), 1)[0] for x, y in zip(t, excess, strict=True)]),
+        "late": (excess / law)[:, [0, -1]],
+        "early": early.sum(1) * early_H**2 / (math.pi * early_field**2 / 16),
+        "curve_t": curve_t,
+        "curve": curve.sum(1).reshape(len(RELAXING), -1),
+        "stationary": relaxing[::9, 1],
+    }
+
+
+def _relaxed(case: Any) -> Any:
+    """How far the force is from its stationary value, and that value."""
+    t, H, field = case
+    return jnp.stack([coulomb.quench_excess(t, H, field), coulomb.casimir_force(H, field, 2)])

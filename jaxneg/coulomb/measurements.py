@@ -186,7 +186,7 @@ def correlation_time(
 def mean_with_error(series: Float[Array, "times *batch"], window: float = 5.0) -> MeanWithError:
     """The mean of a correlated series, its standard error, and how correlated it is.
 
-    ``error^2 = 2 tau var / times``, ``tau = 1/2 + sum_t rho(t)`` up to the first lag of ``window`` tau or more
+    ``error^2 = 2 tau var / times``, ``tau = 1/2 + sum_t rho(t)`` to the first lag of ``window`` tau
 
     Args:
         series: real numbers, time first; a hundred tau of them or more.
