@@ -92,7 +92,7 @@ class Config:
     plane_steps: int = 9_000
     """Its steps of 0.05, of which the first third is left out; a multiple of 20."""
     pod_points: int = 1024
-    """Points along each axis of the three-dimensional step that `compile` compiles, and nothing else reads."""
+    """Points along each axis of the three-dimensional step that `compile` compiles; nothing else reads it."""
 
     def __post_init__(self) -> None:
         for name in ("seeds", "burn_in", "tail_samples", "wall_samples", "line_replicas"):

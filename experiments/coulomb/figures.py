@@ -16,6 +16,7 @@ from jaxneg.coulomb import SdftConfig, casimir_amplitude, exponents
 Runs = Sequence[Mapping[str, np.ndarray]]
 COLOURS = {"along": "#b2182b", "across": "#2166ac", "between": "#7b7b7b"}
 CASES = ("#2166ac", "#b2182b", "#1b7837", "#762a83", "#c2792b")
+LIMITS = {"s_nn": (0, 1.3), "s_qq": (0, 1.2), "s_nq_imag": (-0.1, 0.25)}
 NAMES = {"s_nn": "density, $s_{nn}$", "s_qq": "charge, $s_{qq}$", "s_nq_imag": "Im $s_{nq}$ sign $k_x$"}
 
 
@@ -46,17 +47,19 @@ def draw_structure_factors(
                 )
                 values = bins[:, kind, sector]
                 axis.errorbar(middle, values.mean(0), _half(values), fmt="o", color=colour, markersize=4)
-            if column is grid.T[0]:
-                axis.set_ylabel(NAMES[name])
+            axis.set_ylim(*LIMITS[name])
         column[0].set_title(f"field {field:g}")
         column[-1].set_xlabel("wavenumber, 1 / Debye length")
+    for axis, name in zip(grid[:, 0], KINDS, strict=True):
+        axis.set_ylabel(NAMES[name])
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     run_dir.figure(
         "structure_factors",
         figure,
-        "Structure factors over g in shells of wavenumber and sectors of direction: points from the non-linear"
-        " simulation (mean over seeds, 95 % interval), lines from the linear theory over the same modes. The"
+        "Structure factors over g in shells of wavenumber and sectors of direction: points from the"
+        " non-linear simulation (mean over seeds, 95 % interval), lines from the linear theory over the same"
+        " modes. The"
         " field suppresses the density's fluctuations along it however long the wave.",
     )
 
@@ -259,9 +262,9 @@ def draw_line(run_dir: RunDir, line: Mapping[str, Runs]) -> None:
     run_dir.figure(
         "chemotaxis_line",
         figure,
-        "Chemotaxis on a line: density in space and time without and with the polar coupling; structure factor"
-        " and relaxation time of the lowest modes (mean over seeds, 95 % interval). Long waves are suppressed"
-        " and relax faster than by diffusion; the two couplings with the same lambda agree.",
+        "Chemotaxis on a line: density in space and time without and with the polar coupling; structure"
+        " factor and relaxation time of the lowest modes (mean over seeds, 95 % interval). Long waves are"
+        " suppressed and relax faster than by diffusion; the two couplings with the same lambda agree.",
     )
 
 

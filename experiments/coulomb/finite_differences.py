@@ -27,9 +27,8 @@ def longest_step(dx: float, Ef: float) -> float:
     k2 = (4 / dx**2) * (np.sin(angle / 2) ** 2 + np.sin(angle.T / 2) ** 2)
     G = Ef * np.sin(angle) / dx
     root = np.sqrt((0.25 - G**2).astype(complex))
-    rates = np.stack([k2 + 0.5 + root, k2 + 0.5 - root])
-    moving = k2 > 0
-    return float((2 * rates.real / np.abs(rates) ** 2)[:, moving].min())
+    rates = np.stack([k2 + 0.5 + root, k2 + 0.5 - root])[:, k2 > 0]
+    return float((2 * rates.real / np.abs(rates) ** 2).min())
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4))

@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Complex, Float, PRNGKeyArray
 
 from jaxneg.coulomb.arguments import known, real_array, require
@@ -78,7 +79,7 @@ class ChemotaxisConfig:
         require("dt", self.dt, 0, open_low=True)
         grid = self.grid
         if all(known(x) for x in (self.mu1, self.mu2, self.D, self.Dn, self.dt)):
-            reynolds, courant = (float(jnp.max(x)) for x in self.stability())
+            reynolds, courant = (float(np.max(x)) for x in self.stability())
             if reynolds > REYNOLDS or courant > COURANT:
                 raise ValueError(
                     f"dt: unstable: expected a grid Reynolds number (lambda |rho| dx^2 / D) of at most"
@@ -92,7 +93,7 @@ class ChemotaxisConfig:
         """The periodic grid."""
         return SpectralGrid(self.shape, self.dx, self.dealias)
 
-    def stability(self) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    def stability(self) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]:
         """Grid Reynolds number, and cells that fluctuations drift in a step, by the linear theory's sizes.
 
         ``lambda (Dn / D dx^d)^(1/2) dx^2 / D`` and ``2 lambda u dt / dx``, ``lambda = |mu2 - mu1 / 2|``,
@@ -100,14 +101,15 @@ class ChemotaxisConfig:
         otherwise.
         """
         d, length = len(self.shape), max(self.shape) * self.dx
-        mu1, mu2, D, Dn, dt = (jnp.asarray(x, float) for x in (self.mu1, self.mu2, self.D, self.Dn, self.dt))
-        coupling = jnp.abs(mu2 - mu1 / 2)
+        # numpy's: a configuration may be made of known numbers within a traced function.
+        mu1, mu2, D, Dn, dt = (np.asarray(x, float) for x in (self.mu1, self.mu2, self.D, self.Dn, self.dt))
+        coupling = np.abs(mu2 - mu1 / 2)
         variance = {
             1: length / 12,
             2: math.log(length / (2 * self.dx)) / (2 * math.pi),
             3: 1 / (2 * math.pi * self.dx),
         }[d]
-        rho, u = jnp.sqrt(Dn / (D * self.dx**d)), jnp.sqrt(Dn / D * variance)
+        rho, u = np.sqrt(Dn / (D * self.dx**d)), np.sqrt(Dn / D * variance)
         return coupling * rho * self.dx**2 / D, 2 * coupling * u * dt / self.dx
 
 

@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Complex, Float, PRNGKeyArray
 
 from jaxneg.coulomb.arguments import known, require
@@ -88,7 +89,7 @@ class SdftConfig:
         grid = self.grid
         if self.scheme == "linear_exact" or not (known(self.g) and known(self.dt)):
             return
-        g, dt = float(jnp.max(jnp.asarray(self.g))), float(jnp.max(jnp.asarray(self.dt)))
+        g, dt = float(np.max(self.g)), float(np.max(self.dt))
         if g > grid.dx**grid.dimensions:
             raise ValueError(
                 f"g: expected at most dx^d = {grid.dx**grid.dimensions:g}, a pair of ions in each cell, got"

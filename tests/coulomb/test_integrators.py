@@ -99,17 +99,20 @@ def test_exponential_euler_is_its_formula():
     """One step with noise against numpy, drawn from the same key."""
     cfg = SdftConfig((8, 6), Ef=1.0, g=0.05)
     with jax.enable_x64(True):
-        state = coulomb.sdft_init(KEY, cfg)
+        state = jax.jit(coulomb.sdft_init)(KEY, cfg)
         found = jax.jit(coulomb.sdft_step)(state, jax.random.key(3), cfg)
         eta = np.asarray(jax.random.normal(jax.random.key(3), (4, 8, 6)))
         grid = cfg.grid
         kept, poisson = np.asarray(grid.kept()), np.asarray(grid.inverse_k2())
         ik = [1j * np.asarray(grid.wavenumber(a, derivative=True)) for a in (0, 1)]
-        U, half = (np.asarray(coulomb.propagator(grid.k2(), ik[0].imag, 1.0, t)) for t in (0.05, 0.025))
+        step = jax.jit(lambda t: coulomb.propagator(grid.k2(), ik[0].imag, 1.0, t))
+        U, half = np.asarray(step(0.05)), np.asarray(step(0.025))
     n_hat, q_hat = (kept * np.asarray(x) for x in state)
-    n, q, *slopes = (np.fft.irfftn(x, (8, 6)) for x in (n_hat, q_hat, *(k * poisson * q_hat for k in ik)))
+    n, q, *slopes = (np.fft.irfft2(x) for x in (n_hat, q_hat, *(k * poisson * q_hat for k in ik)))
     size = np.sqrt(0.05 * 0.05 / 0.25)
-    plus, minus = size * np.sqrt(1 + n + q) * eta[:2], size * np.sqrt(1 + n - q) * eta[2:]
+    plus, minus = (
+        size * np.sqrt(np.maximum(1 + n + sign * q, 0)) * part for sign, part in ((1, eta[:2]), (-1, eta[2:]))
+    )
     flux_n, flux_q = 0.05 * q * slopes + plus + minus, 0.05 * n * slopes + plus - minus
     div = [
         kept * sum(k * np.fft.rfftn(f) for k, f in zip(ik, flux, strict=True)) for flux in (flux_n, flux_q)
@@ -141,7 +144,7 @@ def test_walls_reflect():
 
 def test_current_is_its_mean_over_the_box():
     cfg = SdftConfig((8, 6), Ef=1.5)
-    state = coulomb.sdft_init(KEY, cfg)
+    state = jax.jit(coulomb.sdft_init)(KEY, cfg)
     n, _ = np.asarray(coulomb.density_fields(state, cfg))
     grid = cfg.grid
     slope = np.fft.irfftn(
