@@ -68,7 +68,9 @@ def simulate(key: jax.Array, cfg: SdftConfig, burn_in: int, steps: int, every: i
     ratio = np.array([along.mean, along.error]) / field if field else np.full(2, np.nan)
     return Series(
         spectra.mean(0),
-        *(np.asarray(x) for x in found),
+        np.asarray(found.mean),
+        np.asarray(found.error),
+        np.asarray(found.tau),
         ratio,
         np.asarray(fields),
     )

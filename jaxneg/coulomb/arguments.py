@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike
 
 
@@ -21,7 +22,7 @@ def real_array(name: str, values: ArrayLike) -> Array:
 
 def known(value: Any) -> bool:
     """Whether a number is there to be looked at: not traced, and not a placeholder of jax's."""
-    return isinstance(value, Real | np.ndarray | jax.Array) and not isinstance(value, jax.core.Tracer)
+    return isinstance(value, Real | np.ndarray | jax.Array) and not isinstance(value, Tracer)
 
 
 def require(name: str, value: Any, low: float, high: float = np.inf, *, open_low: bool = False) -> None:

@@ -301,7 +301,7 @@ def _drift(fft: Transforms, mu1: ArrayLike, mu2: ArrayLike) -> Callable[[Array],
         if repels:
             products = jnp.concatenate([products, fields[d] * slopes])
         spectra = fft.forward(products)
-        total = -(mu2 * k2) * spectra[0]
+        total = -(jnp.asarray(mu2) * k2) * spectra[0]
         for axis in range(d if repels else 0):
             total += mu1 * ik[axis] * spectra[1 + axis]
         return kept * total if grid.dealias else total
@@ -346,7 +346,7 @@ def _stepper(cfg: ChemotaxisConfig, mesh: AnyMesh | None) -> Callable[[Array, PR
     k2 = fft.grid.k2()
     rate = cfg.D * k2 + cfg.sigma
     moved = jnp.where(k2 > 0, -jnp.expm1(-2 * rate * cfg.dt) * k2 / jnp.where(k2 > 0, rate, 1), 0)
-    size = _noise_size(cfg, fft, cfg.Dn * moved)
+    size = _noise_size(cfg, fft, jnp.asarray(cfg.Dn) * moved)
 
     def step(rho_hat: Array, key: PRNGKeyArray) -> Array:
         same_grid("rho_hat", rho_hat, fft.grid)

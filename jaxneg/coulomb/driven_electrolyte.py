@@ -312,7 +312,7 @@ def electric_current(state: SdftState, cfg: SdftConfig) -> Float[Array, ""]:
     same_grid("state", state.n, grid)
     slope = 1j * grid.wavenumber(0, derivative=True) * grid.inverse_k2() * state.q
     product = jnp.sum(grid.weights() * jnp.real(jnp.conj(state.n) * slope))
-    return cfg.Ef - product / math.prod(grid.shape) ** 2
+    return jnp.asarray(cfg.Ef) - product / math.prod(grid.shape) ** 2
 
 
 def maxwell_wall_pressure(state: SdftState, cfg: SdftConfig) -> Float[Array, ""]:
@@ -346,7 +346,7 @@ def maxwell_wall_pressure(state: SdftState, cfg: SdftConfig) -> Float[Array, ""]
     kz = grid.wavenumber(-1)
     # Half a cell before the first point the wave of every mode is at its crest.
     potential = grid.inverse_k2() * state.q * jnp.exp(-0.5j * grid.dx * kz)
-    parallel = sum(grid.wavenumber(axis, derivative=True) ** 2 for axis in range(grid.dimensions - 1))
+    parallel: Any = sum(grid.wavenumber(axis, derivative=True) ** 2 for axis in range(grid.dimensions - 1))
     at_walls = jnp.stack(
         [
             jnp.sum(grid.weights() * sign * potential, -1)

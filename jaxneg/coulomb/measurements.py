@@ -91,12 +91,12 @@ def radial_spectrum(
     return RadialSpectrum(total(k) / modes, total(spectrum) / modes, modes)
 
 
-def log_slope(x: Float[Array, " points"], y: Float[Array, "*batch points"]) -> Float[Array, "*batch"]:
+def log_slope(x: ArrayLike, y: ArrayLike) -> Float[Array, "*batch"]:
     """The exponent of a power law, by least squares in logarithms.
 
     Args:
-        x: positive numbers.
-        y: positive numbers; the last axis is that of x.
+        x: positive numbers, ``[points]``.
+        y: positive numbers, ``[*batch, points]``.
 
     Returns:
         ``d log y / d log x``.

@@ -112,7 +112,7 @@ def test_a_run_that_blows_up_says_so(monkeypatch):
 
 
 def test_the_step_for_the_pod_on_a_small_mesh():
-    """In slabs on eight devices it is the library's step with the key that the step's number is folded into."""
+    """In slabs on eight devices it is the library's step, its key folded with the number of the step."""
     target = slab_step_target(8, 8)
     cfg = SdftConfig((8, 8, 8), Ef=1.5, g=0.03)
     key = jax.random.key(1)
