@@ -85,9 +85,12 @@ def run(repeats: int = 11) -> dict[str, Any]:
     for name in ("rank_bm25", "rax", "sentence_transformers", "datasets"):
         _peer(name)
     cores = available_cores()
-    sizes = Mining(), Metric(), Score()
+    sizes = (Mining(), Mining(documents=5000)), Metric(), Score()
     return {
-        "settings": {type(size).__name__.lower(): size._asdict() for size in sizes},
+        "settings": {
+            "mining": [size._asdict() for size in sizes[0]],
+            **{type(size).__name__.lower(): size._asdict() for size in sizes[1:]},
+        },
         "one_core": in_a_process(cores[:1], _times, *sizes, repeats),
         "all_cores": in_a_process(cores, _times, *sizes, repeats) if len(cores) > 1 else {},
     }
@@ -102,10 +105,17 @@ def _peer(name: str) -> ModuleType:
         ) from error
 
 
-def _times(mining: Mining, metric: Metric, score: Score, repeats: int) -> dict[str, dict[str, Any]]:
+def _times(
+    mining: tuple[Mining, ...], metric: Metric, score: Score, repeats: int
+) -> dict[str, dict[str, Any]]:
     peaks = machine_peaks()
+    mined = {
+        f"{name}, {size.documents} documents": row
+        for size in mining
+        for name, row in mining_compared(size, repeats, peaks).items()
+    }
     return {
-        **mining_compared(mining, repeats, peaks),
+        **mined,
         **bm25_compared(repeats),
         **ndcg_compared(metric, repeats),
         **eci_compared(score, repeats, peaks),
@@ -213,7 +223,7 @@ def mining_compared(size: Mining, repeats: int, peaks: dict[str, float]) -> dict
     extra = {"same_share": same, "roofline_seconds": roofline_seconds(flops, d.nbytes, peaks)}
     return {
         "mining": _compared(ours, peer, repeats, extra),
-        "mining_beside_torch_top_k": _compared(lambda: mine(*on_device), peer_search, repeats, extra),
+        "product and top-k": _compared(lambda: mine(*on_device), peer_search, repeats, extra),
     }
 
 

@@ -39,7 +39,7 @@ def test_mining_beside_sentence_transformers():
     pytest.importorskip("sentence_transformers")
     pytest.importorskip("datasets")
     measured = retrieval.mining_compared(MINING, 3, PEAKS)
-    check(measured, {"mining", "mining_beside_torch_top_k"})
+    check(measured, {"mining", "product and top-k"})
     assert measured["mining"]["same_share"] > 0.99
 
 
