@@ -247,7 +247,9 @@ class PeerRound:
         """A round; the mean losses of each client."""
         losses = [self.local(k) for k in range(len(self.clients))]
         states = [network.state_dict() for network in self.clients]
-        average = {key: self.torch.stack([state[key] for state in states]).mean(0) for key in states[0]}
+        average = {
+            key: self.torch.stack([state[key] for state in states]).sum(0) / len(states) for key in states[0]
+        }
         self.cloud.load_state_dict(average)
         self.tune()
         for network in self.clients:
