@@ -32,7 +32,7 @@ def test_estimators_beside_the_published_arithmetic(method):
 
 def test_another_graphon_is_refused(monkeypatch):
     monkeypatch.setitem(graphs.PUBLISHED, "lg", lambda aligned, _: np.mean(aligned, axis=0))
-    with pytest.raises(RuntimeError, match="graphon, lg: the two sides' probabilities are .* apart"):
+    with pytest.raises(RuntimeError, match=r"graphon, lg: the two sides' probabilities are .* apart"):
         graphs.estimator_compared("lg", COLLECTION, 3)
 
 
