@@ -68,7 +68,7 @@ def sorted_prices(cost: Float[Array, "n n"]) -> Float[Array, " n"]:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from jaxneg.graphs.assignment import sorted_prices
+      >>> from jaxneg.graphs.linear_assignment import sorted_prices
       >>> sorted_prices(-jnp.outer(jnp.arange(3.0), jnp.arange(3.0))).tolist()
       [2.0, 1.5, 0.0]
     """
@@ -96,9 +96,9 @@ def first_prices(cost: Float[Array, "n n"], known: Float[Array, " n"] | None = N
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from jaxneg.graphs.assignment import first_prices
+      >>> from jaxneg.graphs.linear_assignment import first_prices
       >>> first_prices(jnp.array([[1.0, 9.0], [9.0, 2.0]])).tolist()
-      [1.0, 2.0]
+      [0.0, 0.5]
     """
     candidates = jnp.stack([sorted_prices(cost), cost.min(0), *([] if known is None else [known])])
 
