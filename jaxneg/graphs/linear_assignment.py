@@ -32,8 +32,8 @@ def assignment(
     Example:
       >>> import jax.numpy as jnp
       >>> from jaxneg.graphs import assignment
-      >>> assignment(jnp.array([[8.0, 4.0, 7.0], [5.0, 2.0, 3.0], [9.0, 6.0, 7.0]]))[0].tolist()
-      [1, 0, 2]
+      >>> assignment(jnp.array([[8.0, 4.0, 7.0], [5.0, 2.0, 3.0], [9.0, 6.0, 9.0]]))[0].tolist()
+      [1, 2, 0]
     """
     n = len(cost)
     index = jnp.arange(n, dtype=jnp.int32)
