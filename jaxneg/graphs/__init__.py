@@ -1,7 +1,6 @@
 """Graphons, the Gromov-Wasserstein discrepancy, and the feasibility of graph pre-training (W2PGNN)."""
 
 from jaxneg.graphs.alignment import align_graphs
-from jaxneg.graphs.assignment import assignment
 from jaxneg.graphs.baselines import GraphStatistics, baseline_scores, egi_gap, graph_statistics
 from jaxneg.graphs.bases import graphon_basis, graphon_of, merge_graphs, topology_clusters
 from jaxneg.graphs.feasibility import FeasibilityResult, feasibility, feasibility_grid
@@ -15,6 +14,7 @@ from jaxneg.graphs.gromov_wasserstein import (
     round_to_marginals,
 )
 from jaxneg.graphs.gw_barycenter import gw_barycenter, target_distribution
+from jaxneg.graphs.linear_assignment import assignment
 from jaxneg.graphs.selection import (
     TopologicalSelection,
     W2PGNNResult,

@@ -43,7 +43,8 @@ def target_distribution(
     Example:
       >>> import jax.numpy as jnp
       >>> from jaxneg.graphs import target_distribution
-      >>> target_distribution(jnp.array([[0.5, 0.3, 0.2]]), jnp.array([3]), 2).round(3).tolist()
+      >>> target = target_distribution(jnp.array([[0.5, 0.3, 0.2]]), jnp.array([3]), 2)
+      >>> [round(p, 3) for p in target.tolist()]
       [0.714, 0.286]
     """
     at_least("k", k, 1)
