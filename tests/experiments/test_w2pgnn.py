@@ -202,6 +202,9 @@ def test_measurements_have_the_right_sign():
     assert r.min() > 0.9
     np.testing.assert_allclose(found["feasibility-foretells-transfer"], r.min(1))
     assert (found["above-density"] > 0.5).all()
+    best = max(scores.BASELINES, key=lambda name: zero_shot.correlations(name).mean())
+    expected = r.mean(1) - zero_shot.correlations(best).mean(1)
+    np.testing.assert_allclose(found["above-every-baseline"], expected)
     assert (found["learned-weights-help"] > 0).all()
     assert (found["feasible-sets-benefit"] > 0.15).all()
     assert (found["selection-beats-all-data"] > 0).all()
