@@ -37,7 +37,7 @@ def assignment(
     """
     n = len(cost)
     index = jnp.arange(n, dtype=jnp.int32)
-    v = first_prices(cost) if prices is None else prices
+    v = first_prices(cost, prices)
     # Each row bids for its cheapest column; of several bidders the first gets it.
     wanted = jnp.argmin(cost - v, axis=1).astype(jnp.int32)
     row_of = jnp.full(n, n, jnp.int32).at[wanted].min(index)
@@ -84,11 +84,12 @@ def sorted_prices(cost: Float[Array, "n n"]) -> Float[Array, " n"]:
 State = tuple[Array, Array, Array]  # prices, row of each column, column of each row; -1: none
 
 
-def first_prices(cost: Float[Array, "n n"]) -> Float[Array, " n"]:
-    """Those of :func:`sorted_prices` or the columns' least costs, of which more rows find their own column.
+def first_prices(cost: Float[Array, "n n"], known: Float[Array, " n"] | None = None) -> Float[Array, " n"]:
+    """The prices at which most rows find a column for themselves.
 
     Args:
       cost: Finite costs.
+      known: Prices to choose from, beside those of :func:`sorted_prices` and the columns' least costs.
 
     Returns:
       Prices to begin :func:`assignment` with.
@@ -99,10 +100,12 @@ def first_prices(cost: Float[Array, "n n"]) -> Float[Array, " n"]:
       >>> first_prices(jnp.array([[1.0, 9.0], [9.0, 2.0]])).tolist()
       [1.0, 2.0]
     """
-    candidates = jnp.stack([sorted_prices(cost), cost.min(0)])
-    wanted = jnp.argmin(cost - candidates[:, None], axis=2)
-    served = jax.vmap(lambda columns: jnp.zeros(len(cost), bool).at[columns].set(True).sum())(wanted)
-    return candidates[jnp.argmax(served)]
+    candidates = jnp.stack([sorted_prices(cost), cost.min(0), *([] if known is None else [known])])
+
+    def served(prices: Array) -> Array:
+        return jnp.zeros(len(cost), bool).at[jnp.argmin(cost - prices, axis=1)].set(True).sum()
+
+    return candidates[jnp.argmax(jax.lax.map(served, candidates))]
 
 
 def _augment(cost: Array, state: State) -> State:

@@ -179,33 +179,39 @@ def _grid(
 def _fit(
     bases: Array, target: Array, key: PRNGKeyArray, steps: int, lr: float, starts: int, iters: int
 ) -> FeasibilityResult:
+    """The vertices of the simplex and Adam's iterates in one loop, as its body takes long to compile."""
     count = len(bases)
+    tx = optax.chain(optax.add_decayed_weights(WEIGHT_DECAY), optax.adam(lr, b1=BETAS[0], b2=BETAS[1]))
 
-    def distance(graphon: Array) -> Array:
-        return gw_distance(graphon, target, starts=starts, iters=iters, key=key).value
+    def objective(a: Array, vertex: Array) -> tuple[Array, Array]:
+        alpha = jnp.where(jnp.any(vertex), vertex, jax.nn.softmax(a))
+        graphon = jnp.einsum("k,kij->ij", alpha, bases, precision="highest")
+        return gw_distance(graphon, target, starts=starts, iters=iters, key=key).value, alpha
 
-    def objective(a: Array) -> tuple[Array, Array]:
-        alpha = jax.nn.softmax(a)
-        return distance(jnp.einsum("k,kij->ij", alpha, bases, precision="highest")), alpha
+    def step(state: tuple[Any, ...], vertex: Array) -> tuple[tuple[Any, ...], Array]:
+        a, opt_state, best, best_alpha = state
+        (value, alpha), gradient = jax.value_and_grad(objective, has_aux=True)(a, vertex)
+        updates, new = tx.update(gradient, opt_state, a)
+        moved = (optax.apply_updates(a, updates), new, value, alpha)
+        free = ~jnp.any(vertex)
+        better = value < best
+        keep = (a, opt_state, best, best_alpha)
+        takes = (free, free, free & better, free & better)
+        state = tuple(
+            jax.tree.map(lambda new, old, take=take: jnp.where(take, new, old), new, old)
+            for take, new, old in zip(takes, moved, keep, strict=True)
+        )
+        return state, value
 
-    vertices = jax.vmap(distance)(bases)
-    if count == 1:
-        value, alpha = vertices[0], jnp.ones(1, bases.dtype)
-        trace = jnp.full(steps, value)
-    else:
-        tx = optax.chain(optax.add_decayed_weights(WEIGHT_DECAY), optax.adam(lr, b1=BETAS[0], b2=BETAS[1]))
-
-        def step(state: tuple[Any, ...], _: None) -> tuple[tuple[Any, ...], Array]:
-            a, opt_state, best, best_alpha = state
-            (value, alpha), gradient = jax.value_and_grad(objective, has_aux=True)(a)
-            better = value < best
-            best, best_alpha = jnp.where(better, value, best), jnp.where(better, alpha, best_alpha)
-            updates, opt_state = tx.update(gradient, opt_state, a)
-            return (optax.apply_updates(a, updates), opt_state, best, best_alpha), value
-
-        a = jnp.ones(count, bases.dtype)
-        start = (a, tx.init(a), jnp.asarray(math.inf, bases.dtype), jnp.full(count, 1 / count, bases.dtype))
-        (_, _, value, alpha), trace = jax.lax.scan(step, start, None, length=steps)
-        value = jnp.where(jnp.isfinite(trace[0]), value, trace[0])  # NaN is less than nothing
-    zeta, uniform, alone = (-jnp.sqrt(jnp.maximum(x, 0)) for x in (value, trace[0], vertices))
+    vertices = jnp.eye(count, dtype=bases.dtype)
+    free = 0 if count == 1 else steps
+    rows = jnp.concatenate([vertices, jnp.zeros((free, count), bases.dtype)])
+    a = jnp.ones(count, bases.dtype)
+    start = (a, tx.init(a), jnp.asarray(math.inf, bases.dtype), jnp.full(count, 1 / count, bases.dtype))
+    (_, _, value, alpha), values = jax.lax.scan(step, start, rows)
+    alone = values[:count]
+    trace = values[count:] if free else jnp.repeat(alone, steps)
+    # NaN is less than nothing; a single graphon has no steps.
+    value = jnp.where(jnp.isfinite(trace[0]), value, trace[0]) if free else trace[0]
+    zeta, uniform, alone = (-jnp.sqrt(jnp.maximum(x, 0)) for x in (value, trace[0], alone))
     return FeasibilityResult(zeta, alpha, trace, uniform, alone)

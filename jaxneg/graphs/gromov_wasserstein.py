@@ -17,7 +17,7 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxneg.graphs.arguments import at_least, one_of, square, wide
-from jaxneg.graphs.assignment import assignment, first_prices
+from jaxneg.graphs.assignment import assignment
 
 Loss = Literal["square", "kl"]
 LOSSES = ("square", "kl")
@@ -345,7 +345,7 @@ def _frank_wolfe(parts: tuple[Array, ...], plan: Array, iters: int) -> Array:
 
     m = _product(h1, plan, h2)
     back = jax.lax.cond(symmetric, lambda: m, lambda: _product(h1.T, plan, h2.T))
-    start = (jnp.int32(0), plan, m, back, first_prices(-(m + back)), jnp.bool_(False))
+    start = (jnp.int32(0), plan, m, back, jnp.zeros_like(m[0]), jnp.bool_(False))
     return jax.lax.while_loop(lambda s: (s[0] < iters) & ~s[5], iterate, start)[1]
 
 

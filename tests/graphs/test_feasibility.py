@@ -77,7 +77,9 @@ def test_one_by_one(grid):
         np.testing.assert_allclose(part, of_grid[2], atol=2e-5)
 
 
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize(
+    "axis_type", [pytest.param(AxisType.Auto, marks=pytest.mark.slow), AxisType.Explicit]
+)
 def test_grids_do_not_depend_on_the_mesh(grid, axis_type):
     pairs, targets, whole = grid
     mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
@@ -95,14 +97,14 @@ def test_grids_do_not_depend_on_the_mesh(grid, axis_type):
 
 
 def test_one_graphon_needs_no_steps(bases):
-    found = feasibility(bases[:1], bases[1], steps=3)
+    found = feasibility(bases[:1], bases[1], **FIT)
     assert found.alpha.tolist() == [1.0]
     assert found.zeta == found.zeta_uniform == found.zeta_vertices[0] < 0
-    assert found.trace.shape == (3,)
+    assert found.trace.shape == (FIT["steps"],)
 
 
 def test_what_is_not_finite_stays_visible(bases):
-    assert np.isnan(feasibility(bases[:1], np.full((R, R), np.nan), steps=3).zeta)
+    assert np.isnan(feasibility(bases[:1], np.full((R, R), np.nan), **FIT).zeta)
 
 
 @pytest.mark.parametrize(
