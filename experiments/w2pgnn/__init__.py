@@ -78,7 +78,8 @@ PRESETS: dict[str, Config] = {
         ),
     ),
     "cpu": Config(),
-    # The paper's networks as edge lists in the folder gcc; `compile` compiles a step of all runs at once.
+    # The paper's networks as edge lists in the folder w2pgnn/gcc of the data folder; its molecules are read
+    # with --real.pretraining smiles:FILE#0 smiles:FILE#1 ... `compile` compiles a step of all runs at once.
     "paper": Config(
         transfer=Transfer(worlds=10, seeds=10, steps=3000, resolution=32, alpha_steps=100),
         real=Real(

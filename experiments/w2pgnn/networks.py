@@ -185,7 +185,10 @@ def read_edge_list(path: Path) -> Network:
         ValueError: a line that cannot be used; the message names file, line and remedy.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"there is no edge list {path}: expected a file with two node numbers a line")
+        raise FileNotFoundError(
+            f"there is no edge list {path}, nor below {DATA / 'w2pgnn'}: expected a file with two node"
+            " numbers a line; set JAXNEG_DATA to the folder that holds w2pgnn"
+        )
     ids: dict[int, int] = {}
     pairs = []
     for where, line in numbered_lines(path):
