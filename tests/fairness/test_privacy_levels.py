@@ -27,7 +27,7 @@ NAMES = {
 
 
 @pytest.mark.golden("anonymity_fairness", "privacy_levels*.npz")
-@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("wide", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_pycanon(golden, wide):
     """All cases in tables of one size, filled up with rows of weight 0: they share a program."""
     cases = [(golden[f"c{case}_X"], golden[f"c{case}_s"]) for case in range(int(golden["n_cases"]))]
@@ -149,6 +149,7 @@ def test_degenerate_tables():
     assert np.isnan(none.t_equal)
 
 
+@pytest.mark.slow
 def test_jit_vmap_and_bfloat16():
     rng = np.random.default_rng(1)
     gid, s = jnp.asarray(rng.integers(0, 5, (3, 40))), jnp.asarray(rng.integers(0, 3, (3, 40)))
