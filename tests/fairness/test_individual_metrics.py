@@ -94,6 +94,14 @@ def test_consistency_counts_the_row_itself():
     assert float(fairness.consistency(yhat, z, 2, weight=np.array([0, 1, 1, 1]))) == 1
 
 
+def test_aif360_itself():
+    """Features without ties, where the library is installed."""
+    metrics = pytest.importorskip("aif360.sklearn.metrics")
+    z, yhat = np.random.default_rng(8).normal(size=(40, 3)), (P1 > 0.5).astype(int)
+    expected = metrics.consistency_score(z, yhat, n_neighbors=5)
+    assert float(fairness.consistency(yhat, z, 5)) == pytest.approx(float(expected), rel=1e-5)
+
+
 @pytest.mark.slow
 def test_jit_grad_and_bfloat16():
     p = jnp.asarray(PROBABILITIES, jnp.bfloat16)
