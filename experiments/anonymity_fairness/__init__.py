@@ -165,8 +165,8 @@ NOTES = (
     " their median. The gap between genders is larger there from the start than in the paper's, and grows"
     " little: the"
     " fourfold growth is not claimed for it.",
-    "Where columns have equally many labels, the first in the file's order is generalised: sex before race. The"
-    " official scripts leave that to the order of a set, which changes from run to run. With another order"
+    "Where columns have equally many labels, the first in the file's order is generalised: sex before race."
+    " The official scripts leave that to the order of a set, which changes from run to run. With another order"
     " l-diversity and t-closeness choose other levels.",
     "A setting that a seed's table cannot reach has no metrics; tables and figures leave such seeds out.",
 )
