@@ -155,8 +155,8 @@ PRESETS: dict[str, Config] = {
 
 COMPAS, VARIANT_K = "compas", 10
 NOTES = (
-    "The paper trains with XGBoost. Here an MLP of one hidden layer comes first, whose settings and seeds train"
-    " in one program; its probabilities are smoother than those of trees.",
+    "The paper trains with XGBoost. Here an MLP of one hidden layer comes first, whose settings and seeds"
+    " train in one program; its probabilities are smoother than those of trees.",
     "Adult is UCI's, with as many rows above 50K as below. The paper's is the reconstructed one with incomes,"
     " cut at their median: its numbers stand beside ours, but are of another table.",
     "Where columns have equally many labels, the first in the file's order is generalised: sex before race."
