@@ -101,7 +101,7 @@ def load_table(name: str, folder: Path | None = None) -> tuple[Table, str | None
                 return load(name, place / file_name, place / "hierarchies"), note
     raise FileNotFoundError(
         f"{name}: none of {', '.join(file_names)} is in {' or in '.join(map(str, places))}: put the original"
-        " file there, and set JAXNEG_DATA or --folder"
+        " file there, and set JAXNEG_DATA or --originals"
     )
 
 

@@ -389,8 +389,11 @@ def audit_grid(
                 f"{name}: expected one number for each of {X.shape[0]} rows, got {codes.shape[0]}"
             )
         in_codes(name, codes, 2)
-    if not len(seeds):
-        raise ValueError("seeds: expected at least one, got none")
+    for name, values in (("configs", configs), ("seeds", seeds)):
+        if not len(values):
+            raise ValueError(f"{name}: expected at least one, got none")
+    one_of("encoding", encoding, ENCODINGS)
+    one_of("protected_in_test", protected_in_test, PROTECTED_IN_TEST)
     splits = [train_test_split(X.shape[0], seed, test_size) for seed in seeds]
     released = [release(dataset, split, configs) for split in splits]
     encoded = [

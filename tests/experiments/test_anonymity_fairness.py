@@ -27,6 +27,7 @@ from experiments.anonymity_fairness.grid import (
 )
 from experiments.anonymity_fairness.studies import Key, method_of, short_name
 from experiments.anonymity_fairness.tables import DATA, SMALL, load_table, read_hierarchy
+from experiments.command_line import main
 from experiments.run_dir import RunDir
 from experiments.runner import run_experiment
 from jaxneg.fairness import Setting, equivalence_classes, generalise
@@ -349,6 +350,14 @@ def test_presets():
     assert all(len(set(cell.settings)) == len(cell.settings) for cell in cells)
     assert len(cells[0].settings) == 14 + 13 * 4 + 4 * 3
     assert not math.isinf(paper.pod.configs)
+
+
+def test_every_setting_has_an_option(capsys):
+    """No name is taken by the command line's own options."""
+    assert main(["run", "anonymity_fairness", "--help"]) == 0
+    shown = capsys.readouterr().out
+    for field in dataclasses.fields(Config):
+        assert f"--{field.name.replace('_', '-')}{'.chips' if field.name == 'pod' else ''}" in shown
 
 
 @pytest.mark.parametrize(

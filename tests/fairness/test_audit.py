@@ -97,6 +97,7 @@ def test_a_grid_and_its_parts(table):
     assert table["dropped"][0, 4] == 1
 
 
+@pytest.mark.slow
 def test_measures_are_those_of_each_configuration():
     rng = np.random.default_rng(2)
     p, z = rng.random((2, 16)), rng.integers(0, 4, (2, 16, 2))
@@ -135,7 +136,7 @@ def test_what_is_refused():
         ({"X": data.X - 1}, {}, "X: row .*: code -1 has no label in maps"),
         ({}, {"encoding": "text"}, "encoding: expected one of lexicographic, rank, onehot"),
         ({}, {"protected_in_test": "dropped"}, "protected_in_test: expected one of generalised, raw"),
-        ({}, {"configs": []}, "configs: expected at least one setting, got none"),
+        ({}, {"configs": []}, "configs: expected at least one, got none"),
         ({}, {"seeds": []}, "seeds: expected at least one, got none"),
     ):
         arguments = {"configs": CONFIGS[:1], "seeds": [0], **OPTIONS, **options}

@@ -21,7 +21,7 @@ INPUTS = ("a", "y", "p", "yhat")
 
 
 @pytest.mark.golden("anonymity_fairness", "group_metrics*.npz")
-@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("wide", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_official_code_and_fairlearn(golden, wide):
     """All cases in tables of one size, filled up with rows of weight 0: they share a program."""
     cases = sorted({name.partition("_")[0] for name in golden})
@@ -103,6 +103,7 @@ def test_a_table_of_several_groups():
     assert float(found["accuracy"][3]) == 0
 
 
+@pytest.mark.slow
 def test_jit_and_vmap():
     rng = np.random.default_rng(5)
     y, yhat, a = (jnp.asarray(rng.integers(0, 2, (3, 12))) for _ in range(3))

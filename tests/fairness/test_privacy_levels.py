@@ -27,7 +27,7 @@ NAMES = {
 
 
 @pytest.mark.golden("anonymity_fairness", "privacy_levels*.npz")
-@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("wide", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_pycanon(golden, wide):
     """All cases in tables of one size, filled up with rows of weight 0: they share a program."""
     cases = [(golden[f"c{case}_X"], golden[f"c{case}_s"]) for case in range(int(golden["n_cases"]))]
@@ -66,6 +66,30 @@ def test_transport_distances(golden, x64):
         }
         for name, values in found.items():
             np.testing.assert_allclose(values, golden[f"t{case}_{name}"], atol=1e-8, err_msg=name)
+
+
+def test_pycanon_itself():
+    """Another table than those of the vectors, where the library is installed."""
+    pycanon = pytest.importorskip("pycanon.anonymity")
+    pandas = pytest.importorskip("pandas")
+    rng = np.random.default_rng(7)
+    X, s = rng.integers(0, 2, (60, 2)), rng.integers(0, 4, 60)
+    frame = pandas.DataFrame({"a": X[:, 0], "b": X[:, 1], "s": s})
+    arguments = frame, ["a", "b"], ["s"]
+    gid, _ = fairness.equivalence_classes(X, [2, 2])
+    found = fairness.privacy_levels(gid, s, 4)
+    assert int(found.k) == pycanon.k_anonymity(frame, ["a", "b"])
+    assert int(found.l) == pycanon.l_diversity(*arguments)
+    assert int(found.entropy_l) == pycanon.entropy_l_diversity(*arguments)
+    for value, expected in (
+        (found.t_ordered, pycanon.t_closeness(*arguments)),
+        (found.alpha, pycanon.alpha_k_anonymity(*arguments)[0]),
+        (found.beta, pycanon.basic_beta_likeness(*arguments)),
+        (found.beta_enhanced, pycanon.enhanced_beta_likeness(*arguments)),
+        (found.delta, pycanon.delta_disclosure(*arguments)),
+        (found.c_recursive, pycanon.recursive_c_l_diversity(*arguments)[0]),
+    ):
+        assert float(value) == pytest.approx(expected, rel=1e-5)
 
 
 def brute_force(X, s, tree=None):
@@ -149,6 +173,7 @@ def test_degenerate_tables():
     assert np.isnan(none.t_equal)
 
 
+@pytest.mark.slow
 def test_jit_vmap_and_bfloat16():
     rng = np.random.default_rng(1)
     gid, s = jnp.asarray(rng.integers(0, 5, (3, 40))), jnp.asarray(rng.integers(0, 3, (3, 40)))

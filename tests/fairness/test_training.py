@@ -36,6 +36,7 @@ def test_every_configuration_learns(trained):
     assert len({float(x) for x in p[:, 0]}) == CONFIGS  # each has its own weights and key
 
 
+@pytest.mark.slow
 def test_one_after_the_other_is_the_same(trained):
     assert_close(fairness.train_grid(X, Y, WEIGHT, KEYS, 4, STEPS, at_once=1, **OPTIONS), trained)
 
