@@ -15,7 +15,7 @@ from jaxneg.coulomb import ChemotaxisConfig, SdftConfig, SdftState, SpectralGrid
 KEY = jax.random.key(0)
 
 
-def noiseless(shape, amplitude=0.3,:
+def noiseless(shape, amplitude=0.3):
     rng = np.random.default_rng(1)
     axes = range(len(shape))
     smooth = [
