@@ -89,7 +89,7 @@ class Config:
     """Points along each axis of the chemotaxis in the plane."""
     plane_coupling: float = 2.5
     """Its polarity mu2."""
-    plane_steps: int = 9_000
+    plane_steps: int = 18_000
     """Its steps of 0.05, of which the first third is left out; a multiple of 20."""
     pod_points: int = 1024
     """Points along each axis of the three-dimensional step that `compile` compiles; nothing else reads it."""

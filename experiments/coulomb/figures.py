@@ -258,6 +258,8 @@ def draw_line(run_dir: RunDir, line: Mapping[str, Runs]) -> None:
     row[2].set(xscale="log", yscale="log", xlabel="wavenumber", title="structure factor S(k)")
     row[3].set(xscale="log", yscale="log", xlabel="wavenumber", title="time in which C(k, t) halves")
     for axis in row[2:]:
+        axis.set_xticks([0.02, 0.05, 0.1], ["0.02", "0.05", "0.1"])
+        axis.minorticks_off()
         axis.legend(frameon=False, fontsize=8)
     run_dir.figure(
         "chemotaxis_line",
@@ -289,6 +291,9 @@ def draw_chemotaxis(run_dir: RunDir, plane: Runs) -> None:
         )
     right.axhline(1, color="k", linewidth=0.5)
     right.set(xscale="log", yscale="log", xlabel="wavenumber", title="structure factor S(k)")
+    right.set_xticks([0.05, 0.1, 0.2, 0.4], ["0.05", "0.1", "0.2", "0.4"])
+    right.set_yticks([0.2, 0.4, 0.6, 1], ["0.2", "0.4", "0.6", "1"])
+    right.minorticks_off()
     right.legend(frameon=False)
     run_dir.figure(
         "chemotaxis_plane",

@@ -174,12 +174,10 @@ def transforms(grid: SpectralGrid, mesh: AnyMesh | None = None) -> Transforms:
 
     def normal(key: Any, shape: tuple[int, ...]) -> Array:
         # One key for all devices: the numbers of a slab do not depend on who draws them.
+        sharding = NamedSharding(mesh, slabs) if isinstance(mesh, Mesh) else slabs
         if AxisType.Explicit in mesh.axis_types:
-            return jax.random.normal(key, shape, out_sharding=slabs)
-        drawn = jax.random.normal(key, shape)
-        return jax.lax.with_sharding_constraint(
-            drawn, slabs if isinstance(mesh, AbstractMesh) else NamedSharding(mesh, slabs)
-        )
+            return jax.random.normal(key, shape, out_sharding=sharding)
+        return jax.lax.with_sharding_constraint(jax.random.normal(key, shape), sharding)
 
     def each(transform: Callable[[Array], Array]) -> Callable[[Array], Array]:
         return lambda fields: jnp.stack([transform(field) for field in fields])

@@ -15,12 +15,13 @@ from jaxneg.coulomb import ChemotaxisConfig, SdftConfig, SdftState, SpectralGrid
 KEY = jax.random.key(0)
 
 
-def noiseless(shape, amplitude=0.3, walls=False):
+def noiseless(shape, amplitude=0.3):
     rng = np.random.default_rng(1)
-    smooth = [np.fft.irfftn(np.fft.rfftn(rng.normal(size=shape)) * low_pass(shape), shape) for _ in "nq"]
+    axes = range(len(shape))
+    smooth = [
+        np.fft.irfftn(np.fft.rfftn(rng.normal(size=shape)) * low_pass(shape), shape, axes) for _ in "nq"
+    ]
     fields = [amplitude * f / f.std() for f in (f - f.mean() for f in smooth)]
-    if walls:
-        fields = [np.concatenate([f, f[..., ::-1]], -1) for f in fields]
     return SdftState(*(jnp.fft.rfftn(jnp.asarray(f)) for f in fields))
 
 
@@ -185,8 +186,9 @@ def test_sharded_transforms(mesh):
         found = jax.jit(lambda x: coulomb.sharded_rfftn(x, mesh))(placed)
         assert found.sharding.shard_shape(found.shape)[1] * 8 == found.shape[1]
         expected = np.fft.rfftn(x)
-        np.testing.assert_allclose(found[..., : expected.shape[-1]], expected, atol=1e-4)
-        np.testing.assert_array_equal(found[..., expected.shape[-1] :], 0)
+        values = np.asarray(found)
+        np.testing.assert_allclose(values[..., : expected.shape[-1]], expected, atol=1e-4)
+        np.testing.assert_array_equal(values[..., expected.shape[-1] :], 0)
         back = jax.jit(lambda y, size=size: coulomb.sharded_irfftn(y, mesh, size))(found)
         np.testing.assert_allclose(back, x, atol=1e-5)
         assert back.sharding.shard_shape(back.shape)[0] * 8 == shape[0]
@@ -203,8 +205,9 @@ def test_a_step_in_slabs_is_the_step(mesh):
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_chemotaxis_in_slabs_is_the_same(mesh):
+def test_chemotaxis_in_slabs_is_the_same():
     """In two dimensions, where the spectrum is padded."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     cfg = ChemotaxisConfig((16, 8), mu1=0.5, mu2=1.0, dt=0.05)
 
     def run(mesh):
@@ -219,7 +222,7 @@ def test_chemotaxis_in_slabs_is_the_same(mesh):
 def test_in_one_dimension_the_couplings_are_one():
     """Only mu2 - mu1 / 2 counts, and mu1 = 2 mu2 is linear."""
     grid = SpectralGrid((32,))
-    rho_hat = jnp.fft.rfftn(jnp.asarray(np.random.default_rng(0).normal(size=32)))
+    rho_hat = jnp.fft.rfftn(jnp.asarray(np.random.default_rng(0).normal(size=32))).at[0].set(0)
     drift = jax.jit(coulomb.chemotaxis_rhs, static_argnums=3)
     one = drift(rho_hat, 0.0, 0.5, grid)
     scale = float(jnp.abs(one).max())

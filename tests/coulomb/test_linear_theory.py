@@ -83,7 +83,7 @@ def test_propagator_does_not_overflow_and_composes():
     far = coulomb.propagator(400.0, 3.0, 5.0, 1e3)
     assert np.isfinite(np.asarray(far)).all()
     with jax.enable_x64(True):
-        once, twice = coulomb.propagator(0.5, 0.5, 2.0, jnp.array([0.4, 0.8]))
+        once, twice = np.asarray(coulomb.propagator(0.5, 0.5, 2.0, jnp.array([0.4, 0.8])))
     np.testing.assert_allclose(once @ once, twice, atol=1e-14)
 
 

