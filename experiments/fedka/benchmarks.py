@@ -124,7 +124,7 @@ def train_benchmark(
     placed = jax.device_put(data, shardings(data, mesh, RULES))
     state = init_fedka(network, clients, cfg, jax.random.key(seed))
     state = jax.device_put(state, shardings(state, mesh, RULES))
-    program = _program(cfg, network, mesh)
+    program = _program(cfg, network, mesh, clients)
     everybody = grain.MapDataset.source([{"participating": np.ones(clients, bool)}]).repeat()
     result = fit(
         lambda state, batch: program(state, placed._replace(participating=batch["participating"])),
@@ -149,6 +149,14 @@ def train_benchmark(
 
 
 @lru_cache
-def _program(cfg: FedKAConfig, network: FedKANetwork, mesh: Mesh) -> Callable[..., Any]:
-    """A round, compiled once for all seeds and targets of the same shapes."""
-    return jax.jit(make_fedka_step(cfg, network=network, mesh=mesh), donate_argnums=0)
+def _program(cfg: FedKAConfig, network: FedKANetwork, mesh: Mesh, clients: int) -> Callable[..., Any]:
+    """A round, compiled once for all seeds and targets of the same shapes.
+
+    A state that came back elsewhere than it went in would compile the next round anew.
+    """
+    state = jax.eval_shape(lambda key: init_fedka(network, clients, cfg, key), jax.random.key(0))
+    return jax.jit(
+        make_fedka_step(cfg, network=network, mesh=mesh),
+        out_shardings=(shardings(state, mesh, RULES), None),
+        donate_argnums=0,
+    )
