@@ -159,11 +159,11 @@ COMPAS, VARIANT_K = "compas", 10
 NOTES = (
     "The paper trains with XGBoost. Here an MLP of one hidden layer comes first, whose settings and seeds"
     " train in one program; its probabilities are smoother than those of trees.",
-    "Adult is UCI's, with as many rows above 50K as below. The paper's is the reconstructed one with incomes,"
-    " cut at their median: its numbers stand beside ours, but are of another table.",
+    "Adult is UCI's, with as many rows above 50K as below. The paper's is the reconstructed one with"
+    " incomes, cut at their median: its numbers stand beside ours, but are of another table.",
     "Where columns have equally many labels, the first in the file's order is generalised: on COMPAS sex,"
-    " age, race. The official scripts leave that to the order of a set, which changes from run to run. With"
-    " another order (--compas-columns) l-diversity and t-closeness choose other levels.",
+    " age, race. The official scripts leave that to the order of a set, which changes from run to run."
+    " With another order (--compas-columns) l-diversity and t-closeness choose other levels.",
     "A setting that a seed's table cannot reach has no metrics; tables and figures leave such seeds out.",
 )
 

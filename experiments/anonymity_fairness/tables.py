@@ -135,8 +135,8 @@ def load_table(name: str, folder: Path | None = None) -> tuple[Table, str | None
                 note = None if whole else f"{name}: {SMALL_NOTE}"
                 return load(name, place / file_name, place / "hierarchies"), note
     raise FileNotFoundError(
-        f"{name}: none of {', '.join(file_names)} is in {' or in '.join(map(str, places))}: put the original"
-        " file there, and set JAXNEG_DATA or --originals"
+        f"{name}: none of {', '.join(file_names)} is in {' or in '.join(map(str, places))}: put the"
+        " original file there, and set JAXNEG_DATA or --originals"
     )
 
 
@@ -271,7 +271,7 @@ def read_hierarchy(path: Path) -> list[list[str]]:
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is not there: write a line for each value of the column, with its label at each level,"
-            f" the last *"
+            " the last *"
         )
     rows: list[list[str]] = []
     seen: set[str] = set()
@@ -309,8 +309,7 @@ def _table(
             if value not in codes[j]:
                 raise ValueError(
                     f"{where}: {columns[j]}: {value!r} is not in the hierarchy of {name}: add a line for"
-                    f" it, or drop"
-                    " the row"
+                    " it, or drop the row"
                 )
             X[i, j] = codes[j][value]
     hierarchies = [files[column] for column in columns]
