@@ -151,10 +151,8 @@ def draw_privacy(run_dir: RunDir, results: Results, table: str, attribute: str) 
         f"privacy_{table}_{attribute}",
         figure,
         f"{table}, protected attribute {attribute}: fairness and accuracy of an MLP against k, mean over"
-        f" seeds, 95 %"
-        " interval; k = 1 is the table as it is. Group gaps (first two) should be small, and so should ASF,"
-        " ALF and"
-        " NCF. Crosses are the official results for k-anonymity with XGBoost"
+        " seeds, 95 % interval; k = 1 is the table as it is. Group gaps (first two) should be small, and"
+        " so should ASF, ALF and NCF. Crosses are the official results for k-anonymity with XGBoost"
         + (", on another version of Adult." if table.startswith("adult") else "."),
     )
 
@@ -199,8 +197,7 @@ def draw_lines(run_dir: RunDir, results: Results, study: str, table: str, attrib
         study,
         figure,
         f"{table}, {attribute}: gap, accuracy and consistency of an MLP against the {label}, mean over"
-        f" seeds, 95 %"
-        " interval.",
+        " seeds, 95 % interval.",
     )
 
 

@@ -43,6 +43,8 @@ class Table:
     threshold: float
     protected: dict[str, tuple[int, np.ndarray]]
     """Column and values, 0 or 1, of each protected attribute."""
+    columns: tuple[str, ...]
+    """Names, in the order in which equally many labels are generalised."""
 
     def rows(self, chosen: np.ndarray) -> "Table":
         """The table of some rows.
@@ -57,6 +59,37 @@ class Table:
             self.score[chosen],
             self.threshold,
             {name: (column, values[chosen]) for name, (column, values) in self.protected.items()},
+            self.columns,
+        )
+
+    def reordered(self, columns: Sequence[str]) -> "Table":
+        """The table with its columns in another order.
+
+        Args:
+            columns: all names.
+
+        Raises:
+            ValueError: they are not the table's.
+        """
+        if sorted(columns) != sorted(self.columns):
+            raise ValueError(
+                f"{self.name}: expected the columns {self.columns} in any order, got {tuple(columns)}"
+            )
+        order = [self.columns.index(name) for name in columns]
+        own = self.dataset
+        return Table(
+            self.name,
+            own._replace(
+                X=own.X[:, order],
+                maps=own.maps[order],
+                n_levels=own.n_levels[order],
+                ranks={name: ranks[order] for name, ranks in own.ranks.items()},
+                protected=order.index(own.protected),
+            ),
+            self.score,
+            self.threshold,
+            {name: (order.index(column), values) for name, (column, values) in self.protected.items()},
+            tuple(columns),
         )
 
     def with_threshold(self, threshold: float) -> "Table":
@@ -71,7 +104,9 @@ class Table:
         y = (self.score > threshold).astype(np.int32)
         if y.min() == y.max():
             raise ValueError(f"{self.name}: with the threshold {threshold:g} all labels are {y[0]}")
-        return Table(self.name, self.dataset._replace(y=y), self.score, threshold, self.protected)
+        return Table(
+            self.name, self.dataset._replace(y=y), self.score, threshold, self.protected, self.columns
+        )
 
 
 def load_table(name: str, folder: Path | None = None) -> tuple[Table, str | None]:
@@ -100,8 +135,8 @@ def load_table(name: str, folder: Path | None = None) -> tuple[Table, str | None
                 note = None if whole else f"{name}: {SMALL_NOTE}"
                 return load(name, place / file_name, place / "hierarchies"), note
     raise FileNotFoundError(
-        f"{name}: none of {', '.join(file_names)} is in {' or in '.join(map(str, places))}: put the original"
-        " file there, and set JAXNEG_DATA or --originals"
+        f"{name}: none of {', '.join(file_names)} is in {' or in '.join(map(str, places))}: put the"
+        " original file there, and set JAXNEG_DATA or --originals"
     )
 
 
@@ -177,13 +212,8 @@ def _adult(name: str, path: Path, hierarchies: Path) -> Table:
         if file:
             files[column] = read_hierarchy(hierarchies / "adult" / f"{file}.csv")
     table = _table(name, tuple(columns), files, rows, 0.5, {"sex": "Male", "race": "White"})
-    return Table(
-        name,
-        table.dataset,
-        table.score,
-        0.5,
-        {"gender": table.protected["sex"], "race": table.protected["race"]},
-    )
+    groups = {"gender": table.protected["sex"], "race": table.protected["race"]}
+    return Table(name, table.dataset, table.score, 0.5, groups, table.columns)
 
 
 def _acsincome(name: str, path: Path, hierarchies: Path) -> Table:
@@ -241,7 +271,7 @@ def read_hierarchy(path: Path) -> list[list[str]]:
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is not there: write a line for each value of the column, with its label at each level,"
-            f" the last *"
+            " the last *"
         )
     rows: list[list[str]] = []
     seen: set[str] = set()
@@ -279,8 +309,7 @@ def _table(
             if value not in codes[j]:
                 raise ValueError(
                     f"{where}: {columns[j]}: {value!r} is not in the hierarchy of {name}: add a line for"
-                    f" it, or drop"
-                    " the row"
+                    " it, or drop the row"
                 )
             X[i, j] = codes[j][value]
     hierarchies = [files[column] for column in columns]
@@ -302,7 +331,7 @@ def _table(
         ranks={order: label_ranks(hierarchies, order=order) for order in ("lexicographic", "rank")},
         protected=first,
     )
-    return Table(name, dataset, score, threshold, groups)
+    return Table(name, dataset, score, threshold, groups, tuple(columns))
 
 
 def _records(

@@ -63,6 +63,12 @@ def test_compas_is_the_papers(compas):
     assert compas.dataset.protected == 2
     lower = compas.with_threshold(1)
     assert lower.dataset.y.sum() > compas.dataset.y.sum()
+    turned = compas.reordered(compas.columns[::-1])
+    assert turned.dataset.n_levels.tolist() == [5, 5, 2, 7, 2]
+    np.testing.assert_array_equal(turned.dataset.X[:, 4], compas.dataset.X[:, 0])
+    assert (turned.dataset.protected, turned.protected["sex"][0]) == (2, 4)
+    with pytest.raises(ValueError, match=r"compas: expected the columns .* in any order, got"):
+        compas.reordered(("sex", "age"))
     with pytest.raises(ValueError, match="compas: with the threshold 10 all labels are 0"):
         compas.with_threshold(10)
 
