@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Complex, Float
@@ -89,7 +90,7 @@ class SpectralGrid:
             mode = np.where(np.abs(mode) == size // 2, 0, mode)
         shape = [1] * axes
         shape[axis] = len(mode)
-        return jnp.asarray((2 * math.pi / (size * self.dx) * mode).reshape(shape), jnp.result_type(float))
+        return _unfolded((2 * math.pi / (size * self.dx) * mode).reshape(shape))
 
     def k2(self) -> Float[Array, "..."]:
         """Squared wavenumbers of a half spectrum, Nyquist modes included."""
@@ -114,7 +115,7 @@ class SpectralGrid:
         mode = np.arange(self.spectrum_shape[-1])
         alone = (mode == 0) | (2 * mode == self.shape[-1])
         weight = np.where(alone, 1.0, 2.0) * (2 * mode <= self.shape[-1])
-        return jnp.broadcast_to(jnp.asarray(weight, jnp.result_type(float)), self.spectrum_shape)
+        return jnp.broadcast_to(_unfolded(weight), self.spectrum_shape)
 
 
 def power_spectrum(field_hat: Complex[Array, "*batch modes"], grid: SpectralGrid) -> Float[Array, "..."]:
@@ -143,6 +144,14 @@ def power_spectrum(field_hat: Complex[Array, "*batch modes"], grid: SpectralGrid
     same_grid("field_hat", field_hat, grid)
     scale = grid.dx ** (2 * grid.dimensions) / grid.volume
     return scale * (jnp.real(field_hat) ** 2 + jnp.imag(field_hat) ** 2)
+
+
+def _unfolded(values: np.ndarray) -> Array:
+    """Numbers that a compiler does not look into.
+
+    It would compute the operators of whole grids at compile time, one element after the other.
+    """
+    return jax.lax.optimization_barrier(jnp.asarray(values, jnp.result_type(float)))
 
 
 def same_grid(name: str, spectrum: Array, grid: SpectralGrid) -> None:

@@ -179,12 +179,9 @@ def transforms(grid: SpectralGrid, mesh: AnyMesh | None = None) -> Transforms:
             return jax.random.normal(key, shape, out_sharding=sharding)
         return jax.lax.with_sharding_constraint(jax.random.normal(key, shape), sharding)
 
-    def each(transform: Callable[[Array], Array]) -> Callable[[Array], Array]:
-        return lambda fields: jnp.stack([transform(field) for field in fields])
-
     return Transforms(
         padded,
-        each(lambda field: sharded_rfftn(field, mesh)),
-        each(lambda spectrum: sharded_irfftn(spectrum, mesh, grid.shape[-1])),
+        jax.vmap(lambda field: sharded_rfftn(field, mesh)),
+        jax.vmap(lambda spectrum: sharded_irfftn(spectrum, mesh, grid.shape[-1])),
         normal,
     )

@@ -152,6 +152,13 @@ def test_entropic_fixed_points(golden, x64):
         np.testing.assert_allclose(found.value, case["entropic_unreg_cost"], atol=1e-6)
 
 
+@jax.jit
+def gw_grid(mixtures, target):
+    """From eight starts, as POT had them for the golden: from two some mixtures end elsewhere."""
+    key = jax.random.key(0)
+    return jax.vmap(lambda c: gw_distance(c, target, starts=8, key=key).value)(mixtures)
+
+
 @pytest.mark.golden("w2pgnn", "feasibility*.npz")
 def test_feasibility(golden, x64):
     for case in cases(golden):
@@ -170,10 +177,8 @@ def test_feasibility(golden, x64):
         ):
             assert -1e-4 <= ours**2 - theirs <= 2e-3
         mixed = np.einsum("pk,kij->pij", case["grid"], case["bases"])
-        ours = np.array(
-            [feasibility(mixed[i : i + 1], case["down"]).trace[0] for i in range(0, len(mixed), 5)]
-        )
-        off = ours - case["grid_gw2"][::5]
+        some = gw_grid(mixed[::5], case["down"])
+        off = some - case["grid_gw2"][::5]
         assert np.all((off >= -1e-4) & (off <= 5e-3)), off
 
 

@@ -128,7 +128,8 @@ def test_graphs_of_no_nodes_do_not_count():
     for method in ("sas", "sgwb"):
         few = estimated(method, padded, n_nodes=counts, **({"k": 6} if method == "sgwb" else {}))
         whole = estimated(method, twice, **({"k": 6} if method == "sgwb" else {}))
-        np.testing.assert_allclose(few, whole, atol=2e-5)
+        # Sums of other lengths round otherwise, and a barycentre's twenty transports carry that on.
+        np.testing.assert_allclose(few, whole, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", METHODS)
