@@ -37,9 +37,5 @@ def test_every_room_is_reached_by_name():
 
 
 def test_unknown_room_says_which_rooms_there_are():
-<<<<<<< HEAD
     with pytest.raises(AttributeError, match="'kitchen'; its rooms are contrastive, coulomb, diffusion"):
-=======
-    with pytest.raises(AttributeError, match="'kitchen'; its rooms are contrastive, coulomb"):
->>>>>>> coulomb
         _ = jaxneg.kitchen
