@@ -168,7 +168,7 @@ def choices_table(study: Study, alpha: np.ndarray, title: str, names: Sequence[s
     """
 
     def label(selection: np.ndarray, weights: np.ndarray | None = None) -> str:
-        held = np.flatnonzero(selection)
+        held = np.flatnonzero(selection).tolist()
         texts = [names[s] if weights is None else f"{weights[s]:.2f} {names[s]}" for s in held]
         return " + ".join(texts)
 
