@@ -167,7 +167,7 @@ def correlation_time(
         The definition of tau(k), from which z follows as the negative `log_slope` against k.
 
     Example:
-        >>> float(correlation_time(jnp.array([2.0, 1.5, 0.5]), 0.1).round(3))
+        >>> round(float(correlation_time(jnp.array([2.0, 1.5, 0.5]), 0.1)), 3)
         0.15
     """
     C = real_array("C", C)

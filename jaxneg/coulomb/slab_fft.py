@@ -39,7 +39,7 @@ def sharded_rfftn(x: Float[Array, "*shape"], mesh: AnyMesh) -> Complex[Array, "*
         As the module says.
 
     Example:
-        >>> mesh = jax.make_mesh((1,), ("data",))
+        >>> mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
         >>> sharded_rfftn(jnp.ones((4, 4, 4)), mesh).shape
         (4, 4, 3)
     """
@@ -80,7 +80,7 @@ def sharded_irfftn(
         As the module says.
 
     Example:
-        >>> mesh = jax.make_mesh((1,), ("data",))
+        >>> mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
         >>> x = jnp.arange(64.0).reshape(4, 4, 4)
         >>> bool(jnp.allclose(sharded_irfftn(sharded_rfftn(x, mesh), mesh), x, atol=1e-4))
         True
