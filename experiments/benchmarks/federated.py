@@ -407,7 +407,8 @@ def require_same_round(size: Round) -> dict[str, float]:
     with peer.torch.no_grad():
         peer_logp = peer.cloud.classes(peer.torch.from_numpy(x)).numpy()
     losses = ([metrics[name] for name in names], [np.array(theirs[name]) for name in names])
-    return require_same_step(f"{size.clients} clients", losses, (np.asarray(logp), peer_logp), 1e-3)
+    # Adam's first steps are signs: what rounding does to a gradient near 0 stays in the models of a round.
+    return require_same_step(f"{size.clients} clients", losses, (np.asarray(logp), peer_logp), 1e-2)
 
 
 def _times(repeats: int) -> dict[str, dict[str, float]]:
