@@ -15,6 +15,7 @@ COLORS = {
     "nscaching": "#8e44ad",
     "sans": "#2980b9",
     "lemon": "#d4a017",
+    "lemon_code": "#a0522d",
 }
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import time
+from dataclasses import dataclass
 from typing import Literal
 
 import jax
@@ -9,10 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.lemon.graphs import Graph
-from jaxneg.kg import Neighbourhoods, hashing_tfidf_svd, kmeans, pca_fit, pca_transform, text_neighbourhoods
+from jaxneg.kg import (
+    EntityNeighbourhoods,
+    Neighbourhoods,
+    hashing_tfidf_svd,
+    kmeans,
+    nearest_cluster_neighbourhoods,
+    pca_fit,
+    pca_transform,
+    text_neighbourhoods,
+)
 
 Encoder = Literal["stored", "tfidf", "sentence-transformers"]
 TFIDF_DIMENSIONS = 256
+PUBLISHED_COMPONENTS, PUBLISHED_CLUSTERS, PUBLISHED_NEAREST = 2, 15, 3
 
 
 def embed(graph: Graph, encoder: Encoder, model: str) -> tuple[np.ndarray, str]:
@@ -46,21 +57,31 @@ def embed(graph: Graph, encoder: Encoder, model: str) -> tuple[np.ndarray, str]:
     return hashing_tfidf_svd(graph.texts, TFIDF_DIMENSIONS), f"hashed TF-IDF, SVD to {TFIDF_DIMENSIONS}"
 
 
-def neighbourhoods(
-    embeddings: np.ndarray, components: int, clusters: int, n_min: int, seed: int
-) -> tuple[Neighbourhoods, np.ndarray, float]:
-    """LEMON's neighbourhoods. Entities whose embedding is zero have no text and are in no cluster.
+@dataclass(frozen=True)
+class Clustering:
+    """Clusters of the entities' texts."""
+
+    points: np.ndarray
+    """Embeddings after PCA, ``[entities, components]``; zeros for an entity without text."""
+    labels: np.ndarray
+    """Cluster of each entity; -1 for an entity without text."""
+    centers: np.ndarray
+    """Of the clusters."""
+    seconds: float
+    """CPU time of PCA and k-means, without compiling."""
+
+
+def cluster(embeddings: np.ndarray, components: int, clusters: int, seed: int) -> Clustering:
+    """Reduces and clusters. Entities whose embedding is zero have no text and are in no cluster.
 
     Args:
         embeddings: of all entities.
         components: of the PCA, at most what the rows span.
         clusters: number of clusters, at most the number of texts.
-        n_min: least number of candidates.
         seed: of k-means++.
 
     Returns:
-        The neighbourhoods, the reduced embeddings of the entities with text, and the CPU seconds that PCA,
-        k-means and neighbourhoods took, without compiling.
+        The clusters.
 
     Raises:
         ValueError: fewer than two entities have a text.
@@ -82,7 +103,54 @@ def neighbourhoods(
     program = jax.jit(clustered).lower(rows, jax.random.key(seed)).compile()
     began = time.process_time()
     reduced, of_text, centers = (np.asarray(x) for x in program(rows, jax.random.key(seed)))
+    seconds = time.process_time() - began
     labels = np.full(len(embeddings), -1)
     labels[with_text] = of_text
-    found = text_neighbourhoods(labels, centers, n_min)
-    return found, reduced, time.process_time() - began
+    points = np.zeros((len(embeddings), components), np.float32)
+    points[with_text] = reduced
+    return Clustering(points, labels, centers, seconds)
+
+
+def neighbourhoods(
+    embeddings: np.ndarray, components: int, clusters: int, n_min: int, seed: int
+) -> tuple[Neighbourhoods, Clustering, float]:
+    """LEMON's neighbourhoods: the nearest clusters of the entity's own.
+
+    Args:
+        embeddings: of all entities.
+        components: of the PCA.
+        clusters: number of clusters.
+        n_min: least number of candidates.
+        seed: of k-means++.
+
+    Returns:
+        The neighbourhoods, the clusters, and the CPU seconds that PCA, k-means and neighbourhoods took.
+
+    Raises:
+        ValueError: fewer than two entities have a text.
+    """
+    found = cluster(embeddings, components, clusters, seed)
+    began = time.process_time()
+    nb = text_neighbourhoods(found.labels, found.centers, n_min)
+    return nb, found, found.seconds + time.process_time() - began
+
+
+def published_neighbourhoods(embeddings: np.ndarray, seed: int) -> EntityNeighbourhoods:
+    """LEMON's neighbourhoods in the authors' code: the 3 of 15 clusters that are nearest to the entity.
+
+    Args:
+        embeddings: of all entities.
+        seed: of k-means++.
+
+    Returns:
+        The neighbourhoods.
+
+    Raises:
+        ValueError: fewer than two entities have a text.
+
+    Source:
+        ``ColdMist/LEMON``, ``readme.md`` and the defaults of ``codes/run.py``.
+    """
+    found = cluster(embeddings, PUBLISHED_COMPONENTS, PUBLISHED_CLUSTERS, seed)
+    nearest = min(PUBLISHED_NEAREST, len(found.centers))
+    return nearest_cluster_neighbourhoods(found.points, found.labels, found.centers, nearest)

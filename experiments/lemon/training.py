@@ -18,6 +18,7 @@ from jaxtyping import Array
 from experiments.lemon.graphs import Graph
 from jaxneg.kg import (
     CandidateSets,
+    EntityNeighbourhoods,
     KGEState,
     KnownTriples,
     Neighbourhoods,
@@ -84,9 +85,9 @@ class Arm:
     """A way of drawing negatives, and the loss."""
 
     sampler: str
-    """uniform, bernoulli, nscaching, sans or lemon."""
+    """uniform, bernoulli, nscaching, sans, lemon, or lemon_code: as in the authors' code."""
     mix: float = 0.0
-    """Of LEMON: share of uniform draws."""
+    """Of LEMON and SANS: share of uniform draws."""
     clusters: int = 0
     """Of LEMON."""
     adversarial: bool = False
@@ -94,16 +95,26 @@ class Arm:
     @property
     def name(self) -> str:
         """What tables call it."""
-        shown = {"uniform": "uniform", "bernoulli": "Bernoulli", "nscaching": "NSCaching", "sans": "SANS-2"}
-        text = shown.get(self.sampler) or f"LEMON, K={self.clusters}, mix {self.mix:g}"
+        shown = {
+            "bernoulli": "Bernoulli",
+            "nscaching": "NSCaching",
+            "sans": "SANS-2",
+            "lemon_code": "LEMON's code",
+        }
+        text = (
+            f"LEMON, K={self.clusters}" if self.sampler == "lemon" else shown.get(self.sampler, self.sampler)
+        )
+        if self.sampler == "lemon" or self.mix > 0:
+            text += f", mix {self.mix:g}"
         return f"{text} + self-adversarial" if self.adversarial else text
 
 
 def arms_of(plan: GraphPlan, mixes: tuple[float, ...], rivals: bool) -> list[Arm]:
     """All arms of a graph: each LEMON setting, its rivals, and the self-adversarial losses."""
-    plain = [Arm("uniform"), Arm("sans"), *([Arm("bernoulli"), Arm("nscaching")] if rivals else [])]
+    local = [Arm(sampler, mix) for sampler in ("sans", "lemon_code") for mix in dict.fromkeys((0.0, *mixes))]
+    plain = [Arm("uniform"), *local, *([Arm("bernoulli"), Arm("nscaching")] if rivals else [])]
     lemon = [Arm("lemon", mix, clusters) for clusters in plan.clusters for mix in mixes]
-    adversarial = [Arm("uniform", adversarial=True), Arm("sans", adversarial=True)]
+    adversarial = [Arm(sampler, adversarial=True) for sampler in ("uniform", "sans", "lemon_code")]
     first = [Arm("lemon", mix, plan.clusters[0], adversarial=True) for mix in mixes]
     return [*plain, *lemon, *adversarial, *first]
 
@@ -166,12 +177,19 @@ def on_device(graph: Graph) -> Arrays:
     )
 
 
-def draws(graph: Graph, nb: Mapping[int, Neighbourhoods], arms: list[Arm], alpha: float) -> dict[Arm, Draw]:
+def draws(
+    graph: Graph,
+    nb: Mapping[int, Neighbourhoods],
+    published: EntityNeighbourhoods,
+    arms: list[Arm],
+    alpha: float,
+) -> dict[Arm, Draw]:
     """Where each arm draws from; NSCaching and Bernoulli have their own ways.
 
     Args:
         graph: the graph.
         nb: LEMON's neighbourhoods by number of clusters.
+        published: those of the authors' code.
         arms: the arms.
         alpha: temperature of the self-adversarial ones.
 
@@ -185,12 +203,14 @@ def draws(graph: Graph, nb: Mapping[int, Neighbourhoods], arms: list[Arm], alpha
         if any(a.sampler == "sans" for a in arms)
         else nothing
     )
-    longest = max([len(sans.members), *(len(each.members) for each in nb.values())])
+    longest = max(len(each.members) for each in (sans, published.sets, *nb.values()))
 
     def draw(arm: Arm) -> Draw:
         sets, row = nothing, jnp.full(entities, -1, jnp.int32)
         if arm.sampler == "sans":
             sets, row = sans, jnp.arange(entities, dtype=jnp.int32)
+        elif arm.sampler == "lemon_code":
+            sets, row = published
         elif arm.sampler == "lemon":
             found = nb[arm.clusters]
             sets, row = CandidateSets(found.members, found.start), found.labels
@@ -201,7 +221,7 @@ def draws(graph: Graph, nb: Mapping[int, Neighbourhoods], arms: list[Arm], alpha
         return Draw(
             padded,
             row,
-            jnp.bool_(arm.sampler == "sans"),
+            jnp.bool_(arm.sampler in ("sans", "lemon_code")),
             jnp.float32(arm.mix),
             jnp.float32(alpha * arm.adversarial),
         )

@@ -11,10 +11,12 @@ from jaxneg.kg.kbgan import KBGANState, kbgan_init, kbgan_step
 from jaxneg.kg.kmeans import elbow, kmeans, kmeans_plus_plus, lloyd, nearest_centers
 from jaxneg.kg.known_triples import KnownTriples, filter_known, is_known, known_triples
 from jaxneg.kg.lemon import (
+    EntityNeighbourhoods,
     Neighbourhoods,
     center_distances,
     default_clusters,
     lemon_probabilities,
+    nearest_cluster_neighbourhoods,
     sample_lemon,
     text_neighbourhoods,
 )
@@ -42,6 +44,7 @@ __all__ = [
     "MODELS",
     "PCA",
     "CandidateSets",
+    "EntityNeighbourhoods",
     "FilteredRanks",
     "KBGANState",
     "KGEState",
@@ -76,6 +79,7 @@ __all__ = [
     "make_query",
     "margin_loss",
     "nearest_centers",
+    "nearest_cluster_neighbourhoods",
     "negative_loss",
     "nscaching_refresh",
     "pca_fit",

@@ -3,7 +3,8 @@
 Paper: Alam et al., "Language model-driven negative sampling", arXiv:2203.04703. Entities' texts are encoded,
 reduced by PCA and clustered once, before training; a negative is then drawn in constant time. How clusters
 become neighbourhoods, and that the replaced entity is the anchor, is a *proposed reading*: the paper's text
-leaves both open.
+leaves both open. The authors' code, ``ColdMist/LEMON``, reads it otherwise: `nearest_cluster_neighbourhoods`
+of the entity that stays.
 """
 
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from numpy.typing import ArrayLike
 
 from jaxneg.kg.arguments import SIDES, at_least, concrete, one_of, share
-from jaxneg.kg.candidate_sets import CandidateSets, sample_candidates
+from jaxneg.kg.candidate_sets import CandidateSets, candidate_sets, sample_candidates
 from jaxneg.kg.known_triples import KnownTriples, is_known
 
 ENTITIES_PER_CLUSTER = 80
@@ -38,6 +39,18 @@ class Neighbourhoods(NamedTuple):
     order: Int[Array, "clusters clusters"]
     labels: Int[Array, "entities"]
     own: CandidateSets
+
+
+class EntityNeighbourhoods(NamedTuple):
+    """Candidates that depend on where an entity itself lies, and not on its cluster alone.
+
+    Attributes:
+        sets: the different sets of candidates.
+        row: the set of each entity; -1 for an entity without text, whose candidates are all entities.
+    """
+
+    sets: CandidateSets
+    row: Int[Array, "entities"]
 
 
 def default_clusters(num_entities: int) -> int:
@@ -76,23 +89,9 @@ def text_neighbourhoods(labels: ArrayLike, centers: ArrayLike, n_min: int) -> Ne
         >>> nb.members[nb.start[0] : nb.start[1]].tolist()
         [0, 1, 2]
     """
-    labels, centers = concrete("labels", labels), concrete("centers", centers)
+    labels, centers = _clustering(labels, centers)
     at_least("n_min", n_min, 1)
-    if centers.ndim != 2 or not len(centers):
-        raise ValueError(f"centers: expected shape [clusters, z] with at least one, got {centers.shape}")
-    if not np.isfinite(centers).all():
-        raise ValueError("centers: expected finite numbers")
     K = len(centers)
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
-            f"labels: expected one integer an entity, got {labels.dtype} of shape {labels.shape}"
-        )
-    if ((labels < -1) | (labels >= K)).any():
-        wrong = int(np.flatnonzero((labels < -1) | (labels >= K))[0])
-        raise ValueError(
-            f"labels: entity {wrong}: expected a cluster from 0 to {K - 1}, or -1 without text, "
-            f"got {labels[wrong]}"
-        )
     distance = center_distances(centers)
     order = np.argsort(distance, axis=1, kind="stable")
     count = np.bincount(labels[labels >= 0], minlength=K)
@@ -114,6 +113,56 @@ def text_neighbourhoods(labels: ArrayLike, centers: ArrayLike, n_min: int) -> Ne
     )
 
 
+def nearest_cluster_neighbourhoods(
+    points: ArrayLike, labels: ArrayLike, centers: ArrayLike, nearest: int = 3
+) -> EntityNeighbourhoods:
+    """The candidates of each entity: all members of the clusters whose centres are nearest to it.
+
+    Not under ``jit``: sizes depend on the labels. Draw with `sample_candidates`; the anchor is the entity
+    that stays. The example of the authors' code takes the 3 nearest of 15 clusters in 2 principal
+    components, a fifth of WN18RR for every entity.
+
+    Args:
+        points: reduced embeddings, ``[entities, z]``; rows of entities without text are not read.
+        labels: cluster of each entity; -1 for an entity without text.
+        centers: centres of the clusters, ``[clusters, z]``.
+        nearest: how many clusters, at most all.
+
+    Returns:
+        The neighbourhoods.
+
+    Raises:
+        ValueError: shapes that do not belong together, a label out of range, ``nearest`` out of range,
+            numbers that are not finite.
+        TypeError: an array under ``jit``.
+
+    Source:
+        ``ColdMist/LEMON``, ``codes/dataloader.py`` (``khop`` there).
+
+    Example:
+        >>> nb = nearest_cluster_neighbourhoods([[0.0], [4.0], [9.0]], [0, 0, 1], [[2.0], [9.0]], nearest=1)
+        >>> [nb.sets.members[nb.sets.start[r] : nb.sets.start[r + 1]].tolist() for r in nb.row]
+        [[0, 1], [0, 1], [2]]
+    """
+    points, labels = concrete("points", points), concrete("labels", labels)
+    labels, centers = _clustering(labels, centers)
+    if points.shape != (len(labels), centers.shape[1]):
+        raise ValueError(f"points: expected shape {(len(labels), centers.shape[1])}, got {points.shape}")
+    if not 1 <= nearest <= len(centers):
+        raise ValueError(f"nearest: expected 1 to {len(centers)}, the number of clusters, got {nearest}")
+    with_text = np.flatnonzero(labels >= 0)
+    if not np.isfinite(points[with_text]).all():
+        raise ValueError("points: expected finite numbers")
+    x, c = points[with_text].astype(np.float64), centers.astype(np.float64)
+    # The squares of x are the same for all clusters.
+    order = np.argsort(np.sum(c**2, axis=1) - 2 * x @ c.T, axis=1, kind="stable")
+    combinations, row_of = np.unique(np.sort(order[:, :nearest], axis=1), axis=0, return_inverse=True)
+    row = np.full(len(labels), -1, np.int32)
+    row[with_text] = row_of.reshape(-1)
+    sets = candidate_sets([np.flatnonzero(np.isin(labels, clusters)) for clusters in combinations])
+    return EntityNeighbourhoods(sets, jnp.asarray(row))
+
+
 def center_distances(centers: ArrayLike) -> np.ndarray:
     """Euclidean distances between centres, in float64; each is at distance 0 from itself and comes first.
 
@@ -133,6 +182,27 @@ def center_distances(centers: ArrayLike) -> np.ndarray:
     distance = np.sqrt(np.maximum(squares[:, None] + squares - 2 * c @ c.T, 0))
     np.fill_diagonal(distance, 0)
     return distance
+
+
+def _clustering(labels: ArrayLike, centers: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and centres on the host; raises unless they belong together."""
+    labels, centers = concrete("labels", labels), concrete("centers", centers)
+    if centers.ndim != 2 or not len(centers):
+        raise ValueError(f"centers: expected shape [clusters, z] with at least one, got {centers.shape}")
+    if not np.isfinite(centers).all():
+        raise ValueError("centers: expected finite numbers")
+    K = len(centers)
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"labels: expected one integer an entity, got {labels.dtype} of shape {labels.shape}"
+        )
+    if ((labels < -1) | (labels >= K)).any():
+        wrong = int(np.flatnonzero((labels < -1) | (labels >= K))[0])
+        raise ValueError(
+            f"labels: entity {wrong}: expected a cluster from 0 to {K - 1}, or -1 without text, "
+            f"got {labels[wrong]}"
+        )
+    return labels, centers
 
 
 def sample_lemon(

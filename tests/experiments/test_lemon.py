@@ -17,7 +17,7 @@ from experiments.lemon.graphs import TINY, find_graph, k_core, load_graph, read_
 from experiments.lemon.mechanism import drawing_seconds, hardness, plausible_and_false
 from experiments.lemon.results import GraphResult
 from experiments.lemon.tables import PAPER_WN18RR, paper_table
-from experiments.lemon.texts import embed, neighbourhoods
+from experiments.lemon.texts import embed, neighbourhoods, published_neighbourhoods
 from experiments.lemon.training import Arm, arms_of, draws, evaluate, on_device, schedule, train
 from experiments.run_dir import RunDir
 from experiments.runner import run_experiment
@@ -194,10 +194,13 @@ def test_an_entity_without_text_is_in_no_cluster(umls):
     rows, encoder = embed(dataclasses.replace(umls, texts=texts), "stored", "")
     assert "TF-IDF" in encoder
     assert not rows[4].any()
-    nb, reduced, _ = neighbourhoods(rows, 32, 12, 12, seed=0)
+    nb, found, _ = neighbourhoods(rows, 32, 12, 12, seed=0)
     assert nb.labels[4] == -1
     assert 4 not in nb.members.tolist()
-    assert len(reduced) == 134
+    assert np.flatnonzero(~found.points.any(axis=1)).tolist() == [4]
+    published = published_neighbourhoods(rows, seed=0)
+    assert published.row[4] == -1
+    assert 4 not in published.sets.members.tolist()
     with pytest.raises(
         ValueError, match=r"expected at least two entities with a text, got 0: add entities.tsv"
     ):
@@ -236,7 +239,7 @@ def prepared(umls):
     rows, _ = embed(umls, "tfidf", "")
     nb = {12: neighbourhoods(rows, 32, 12, 12, seed=0)[0]}
     arms = arms_of(plan, (0.0,), rivals=True)
-    return plan, on_device(umls), draws(umls, nb, arms, 0.5), nb
+    return plan, on_device(umls), draws(umls, nb, published_neighbourhoods(rows, seed=0), arms, 0.5), nb
 
 
 def test_batches():
@@ -257,6 +260,12 @@ def test_draws_are_the_librarys(umls, prepared):
     sans = kg.khop_neighbourhoods(umls.train, 135, 2, "reach")
     np.testing.assert_array_equal(
         ways[Arm("sans")].sample(key, triples, "head", 8), kg.sample_sans(key, sans, triples[:, 2], 8, 135)
+    )
+    rows, _ = embed(umls, "tfidf", "")
+    code = published_neighbourhoods(rows, seed=0)
+    np.testing.assert_array_equal(
+        ways[Arm("lemon_code")].sample(key, triples, "tail", 8),
+        kg.sample_candidates(key, code.sets, code.row[triples[:, 0]], 8, 135),
     )
     uniform = ways[Arm("uniform")].sample(key, triples, "tail", 8)
     np.testing.assert_array_equal(uniform, kg.sample_uniform(jax.random.split(key)[0], triples[:, 2], 8, 135))
@@ -299,7 +308,8 @@ def test_sentence_embeddings_give_plausible_negatives():
         pytest.skip("no embeddings beside umls: set JAXNEG_DATA")
     nb = {12: neighbourhoods(graph.embeddings, 32, 12, 12, seed=0)[0]}
     arms = [Arm("uniform"), Arm("lemon", 0.0, 12)]
-    ways, arrays = draws(graph, nb, arms, 0.5), on_device(graph)
+    published = published_neighbourhoods(graph.embeddings, seed=0)
+    ways, arrays = draws(graph, nb, published, arms, 0.5), on_device(graph)
     (plain, plain_false), (near, near_false) = (plausible_and_false(graph, arrays, ways[a], 0) for a in arms)
     assert near >= 1.2 * plain
     assert near_false > 2 * plain_false  # why the graph is the documented failure

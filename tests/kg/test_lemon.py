@@ -84,6 +84,42 @@ def test_neighbourhoods_by_hand():
     ]
 
 
+def test_nearest_clusters_of_an_entity_itself():
+    """Against a loop over entities: its own cluster need not be the only one, nor the rest that cluster's."""
+    rng = np.random.default_rng(0)
+    points, centers = rng.normal(size=(60, 2)), rng.normal(size=(7, 2))
+    labels = np.argmin(np.linalg.norm(points[:, None] - centers, axis=-1), axis=1)
+    labels[[5, 6]] = -1
+    points[5] = np.nan  # not read without a text
+    nb = kg.nearest_cluster_neighbourhoods(points, labels, centers, nearest=2)
+    assert nb.row[5:7].tolist() == [-1, -1]
+    assert len(nb.sets.start) - 1 < 60
+    of_labels = set()
+    for entity in np.flatnonzero(labels >= 0):
+        near = np.argsort(np.linalg.norm(points[entity] - centers, axis=1))[:2]
+        first, last = nb.sets.start[nb.row[entity]], nb.sets.start[nb.row[entity] + 1]
+        assert nb.sets.members[first:last].tolist() == [i for i in range(60) if labels[i] in near]
+        of_labels.add((labels[entity], tuple(sorted(near))))
+    assert len(of_labels) > len({label for label, _ in of_labels})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"points": np.zeros((3, 2))}, r"points: expected shape \(8, 1\), got \(3, 2\)"),
+        ({"points": np.full((8, 1), np.inf)}, "points: expected finite numbers"),
+        ({"nearest": 6}, "nearest: expected 1 to 5, the number of clusters, got 6"),
+        ({"nearest": 0}, "nearest: expected 1 to 5"),
+        ({"labels": np.full(8, 5)}, "labels: entity 0: expected a cluster from 0 to 4"),
+        ({"centers": np.zeros(5)}, "centers: expected shape"),
+    ],
+)
+def test_bad_nearest_clusters(change, message):
+    good = {"points": np.zeros((8, 1)), "labels": LABELS, "centers": CENTERS, "nearest": 2}
+    with pytest.raises(ValueError, match=message):
+        kg.nearest_cluster_neighbourhoods(**good | change)
+
+
 def test_draws_have_the_distribution_in_closed_form():
     nb = neighbourhoods(3)
     known = kg.known_triples([[0, 0, 1], [0, 0, 5]], 8)
