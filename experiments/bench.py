@@ -27,7 +27,12 @@ RESULTS = Path(__file__).parent / "benchmarks" / "results"
 
 
 def paired_ratio(
-    ours: Callable[[], Any], peer: Callable[[], Any], repeats: int = 21, *, sample_seconds: float = 0.01
+    ours: Callable[[], Any],
+    peer: Callable[[], Any],
+    repeats: int = 21,
+    *,
+    sample_seconds: float = 0.01,
+    budget_seconds: float = math.inf,
 ) -> dict[str, float]:
     """Times two programs alternately; the ratio is the peer's time over ours, so above 1 we are faster.
 
@@ -37,12 +42,14 @@ def paired_ratio(
     Args:
         ours: called without arguments; what it returns is waited for (jax arrays in any pytree).
         peer: likewise.
-        repeats: pairs of samples.
+        repeats: pairs of samples at most.
         sample_seconds: how long a sample should last at least, in seconds.
+        budget_seconds: fewer pairs are taken where so many seconds do not hold them, but 3 always.
 
     Returns:
-        ``ours_seconds`` and ``peer_seconds`` (medians, for one call), ``ratio_median``, and
-        ``ratio_low`` and ``ratio_high``, the order-statistic interval of the median ratio.
+        ``ours_seconds`` and ``peer_seconds`` (medians, for one call), ``ratio_median``,
+        ``ratio_low`` and ``ratio_high``, the order-statistic interval of the median ratio, and ``pairs``, how
+        many samples were taken.
 
     Raises:
         ValueError: repeats below 1.
@@ -50,13 +57,15 @@ def paired_ratio(
     Example:
         >>> timing = paired_ratio(lambda: sum(range(10)), lambda: sum(range(10)), 3, sample_seconds=1e-4)
         >>> sorted(timing)
-        ['ours_seconds', 'peer_seconds', 'ratio_high', 'ratio_low', 'ratio_median']
+        ['ours_seconds', 'pairs', 'peer_seconds', 'ratio_high', 'ratio_low', 'ratio_median']
     """
     if repeats < 1:
         raise ValueError(f"repeats: expected at least 1, got {repeats}")
-    ours_calls, peer_calls = _calls(ours, sample_seconds), _calls(peer, sample_seconds)
-    ours_times, peer_times = np.empty(repeats), np.empty(repeats)
-    for pair in range(repeats):
+    (ours_calls, of_ours), (peer_calls, of_peer) = (_calls(each, sample_seconds) for each in (ours, peer))
+    affordable = budget_seconds / max(of_ours + of_peer, 1e-9)
+    pairs = repeats if affordable >= repeats else min(repeats, max(3, math.floor(affordable)))
+    ours_times, peer_times = np.empty(pairs), np.empty(pairs)
+    for pair in range(pairs):
         if pair % 2 == 0:
             ours_times[pair] = _sample(ours, ours_calls)
             peer_times[pair] = _sample(peer, peer_calls)
@@ -70,6 +79,7 @@ def paired_ratio(
         "ratio_median": median,
         "ratio_low": low,
         "ratio_high": high,
+        "pairs": pairs,
     }
 
 
@@ -85,7 +95,7 @@ def median_seconds(program: Callable[[], Any], repeats: int = 21, *, sample_seco
         >>> median_seconds(lambda: sum(range(10)), 3, sample_seconds=1e-4) < 1
         True
     """
-    calls = _calls(program, sample_seconds)
+    calls, _ = _calls(program, sample_seconds)
     return float(np.median([_sample(program, calls) for _ in range(repeats)]))
 
 
@@ -209,10 +219,14 @@ def result_tables(title: str, measured: dict[str, Any]) -> list[Table]:
     return tables
 
 
-def _calls(program: Callable[[], Any], sample_seconds: float) -> int:
-    """Warms up, then how many calls fill a sample."""
+def _calls(program: Callable[[], Any], sample_seconds: float) -> tuple[int, float]:
+    """Warms up; then how many calls fill a sample, and the seconds that it lasts."""
     _sample(program, 1)
-    return max(1, math.ceil(sample_seconds / max(min(_sample(program, 1) for _ in range(3)), 1e-9)))
+    fastest = _sample(program, 1)
+    if fastest < sample_seconds:
+        fastest = min(fastest, *(_sample(program, 1) for _ in range(2)))
+    calls = max(1, math.ceil(sample_seconds / max(fastest, 1e-9)))
+    return calls, calls * fastest
 
 
 def _sample(program: Callable[[], Any], calls: int) -> float:

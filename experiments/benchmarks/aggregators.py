@@ -359,11 +359,12 @@ def _aggregation(
                 "pairs": 1,
             }
         else:
-            pairs = min(repeats, max(3, math.floor(PAIR_SECONDS / (seconds + peer_seconds))))
-            timing = {
-                **paired_ratio(lambda ours=ours: ours(ours_J), lambda peer=aggregator: peer(peer_J), pairs),
-                "pairs": pairs,
-            }
+            timing = paired_ratio(
+                lambda ours=ours: ours(ours_J),
+                lambda peer=aggregator: peer(peer_J),
+                repeats,
+                budget_seconds=PAIR_SECONDS,
+            )
         row = {
             **timing,
             "read_twice_seconds": read_twice,

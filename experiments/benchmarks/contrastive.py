@@ -16,8 +16,6 @@ Before anything is timed both sides compute the same numbers, but for augmentati
 """
 
 import importlib
-import math
-import time
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -124,10 +122,14 @@ def times(sizes: Sizes, repeats: int) -> dict[str, dict[str, float]]:
             name, (value, peer_value.numpy()), (list(gradients), [g.numpy() for g in peer_gradients]), 1e-3
         )
         roofline = roofline_seconds(flops, 0, peaks)
-        measured[name] = {**_compared(ours, theirs, repeats), **apart, "roofline_seconds": roofline}
+        measured[name] = {
+            **paired_ratio(ours, theirs, repeats, budget_seconds=PAIR_SECONDS),
+            **apart,
+            "roofline_seconds": roofline,
+        }
     measured["simclr_step"] = step_times(torch, sizes, repeats)
     ours, theirs = augmentations(torch, sizes)
-    measured["augmentation_acde"] = _compared(ours, theirs, repeats)
+    measured["augmentation_acde"] = paired_ratio(ours, theirs, repeats, budget_seconds=PAIR_SECONDS)
     return measured
 
 
@@ -312,7 +314,7 @@ def step_times(torch: ModuleType, sizes: Sizes, repeats: int) -> dict[str, float
     trace = momenta[0].trace["encoder"]
     moments = {"conv1": np.asarray(trace["conv1"]["kernel"]), "bn1": np.asarray(trace["bn1"]["scale"])}
     apart = require_same_step("simclr_step", (value, peer_value), (moments, theirs.direction()), 1e-2)
-    return {**_compared(ours, theirs, repeats), **apart}
+    return {**paired_ratio(ours, theirs, repeats, budget_seconds=PAIR_SECONDS), **apart}
 
 
 class PeerStep:
@@ -445,13 +447,3 @@ def augmentations(torch: ModuleType, sizes: Sizes) -> tuple[Callable[[], Any], C
         lambda: compiled(key, ours_images, letters="acde"),
         lambda: torch.stack([transform(picture) for picture in pictures]),
     )
-
-
-def _compared(ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int) -> dict[str, float]:
-    jax.block_until_ready(ours())
-    theirs()
-    began = time.perf_counter()
-    jax.block_until_ready(ours())
-    theirs()
-    pairs = min(repeats, max(3, math.floor(PAIR_SECONDS / (time.perf_counter() - began))))
-    return {**paired_ratio(ours, theirs, pairs), "pairs": pairs}

@@ -9,8 +9,6 @@ compared. Time counts the prompt and all new tokens; compilation is left out.
 import contextlib
 import importlib
 import logging
-import math
-import time
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -127,15 +125,13 @@ def times(names: tuple[str, ...], repeats: int) -> dict[str, dict[str, float]]:
         setting = SETTINGS[name]
         sides = both_sides(setting)
         require_same_tokens(name, setting, np.asarray(sides.ours()), np.asarray(sides.peer()))
-        pairs = _pairs(repeats, sides.ours, sides.peer)
-        timing = paired_ratio(sides.ours, sides.peer, pairs)
+        timing = paired_ratio(sides.ours, sides.peer, repeats, budget_seconds=PAIR_SECONDS)
         tokens = setting.batch * setting.new
         flops = 2.0 * sides.weight_bytes / 4 * tokens
         measured[name] = {
             **timing,
             "ours_tokens_per_second": tokens / timing["ours_seconds"],
             "peer_tokens_per_second": tokens / timing["peer_seconds"],
-            "pairs": pairs,
             "roofline_seconds": roofline_seconds(flops, sides.weight_bytes * setting.new, peaks),
         }
     return measured
@@ -313,13 +309,6 @@ def _ours_options(setting: Setting) -> dict[str, Any]:
 
 def _weights(model: Any) -> dict[str, np.ndarray]:
     return {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
-
-
-def _pairs(repeats: int, *programs: Callable[[], Any]) -> int:
-    """How many pairs of samples of warm programs ``PAIR_SECONDS`` hold, at least 3."""
-    began = time.perf_counter()
-    jax.block_until_ready([program() for program in programs])
-    return min(repeats, max(3, math.floor(PAIR_SECONDS / (time.perf_counter() - began))))
 
 
 def _peer_modules() -> tuple[ModuleType, ModuleType]:

@@ -17,7 +17,6 @@ the resident set over one call, less the resident set before it, each in a proce
 
 import importlib
 import math
-import time
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -288,11 +287,9 @@ def sampling_compared(size: Size, repeats: int) -> dict[str, float]:
     apart = require_same_step(
         "sampling", (np.asarray(loss), np.asarray(reference[0])), (gradients[:1], [reference[1]]), 1e-4
     )
-    pairs = _pairs(full, sampled, repeats)
     # The peer of `paired_ratio` is the head with all classes.
     return {
-        **paired_ratio(sampled, full, pairs),
-        "pairs": pairs,
+        **paired_ratio(sampled, full, repeats, budget_seconds=PAIR_SECONDS),
         **apart,
         "matmul_flops_ratio": flops[0] / flops[1],
     }
@@ -309,20 +306,11 @@ def _compared(name: str, size: Size, repeats: int, peaks: dict[str, float]) -> d
     )
     with_classes = name in ("cosface", "arcface", "unpg")
     products = size.batch * size.dim * (size.classes if with_classes else size.batch)
-    pairs = _pairs(ours, peer, repeats)
     return {
-        **paired_ratio(ours, peer, pairs),
-        "pairs": pairs,
+        **paired_ratio(ours, peer, repeats, budget_seconds=PAIR_SECONDS),
         **apart,
         "roofline_seconds": roofline_seconds(3 * 2 * products, 0, peaks),
     }
-
-
-def _pairs(ours: Callable[[], Any], peer: Callable[[], Any], repeats: int) -> int:
-    began = time.perf_counter()
-    jax.block_until_ready(ours())
-    jax.block_until_ready(peer())
-    return min(repeats, max(3, math.floor(PAIR_SECONDS / (time.perf_counter() - began))))
 
 
 def _growth(make: Callable[..., Callable[[], Any]], size: Size) -> int | None:

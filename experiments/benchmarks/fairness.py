@@ -432,8 +432,4 @@ def _seconds(program: Callable[[], Any]) -> float:
 def _compared(
     ours: Callable[[], Any], peer: Callable[[], Any], repeats: int, extra: dict[str, Any]
 ) -> dict[str, Any]:
-    began = time.perf_counter()
-    jax.block_until_ready(ours())
-    peer()
-    pairs = min(repeats, max(3, math.floor(PAIR_SECONDS / (time.perf_counter() - began))))
-    return {**paired_ratio(ours, peer, pairs), "pairs": pairs, **extra}
+    return {**paired_ratio(ours, peer, repeats, budget_seconds=PAIR_SECONDS), **extra}

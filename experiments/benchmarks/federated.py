@@ -15,7 +15,6 @@ of its own.
 """
 
 import math
-import time
 from collections.abc import Callable
 from functools import partial
 from types import ModuleType
@@ -430,24 +429,22 @@ def _mmd_compared(size: Points, repeats: int, peaks: dict[str, float]) -> dict[s
     everything = 2 * size.points
     # Distances forward, and their gradient by the points backward.
     flops = 2 * 2.0 * everything**2 * size.features
-    return _compared(ours, peer, repeats, apart, roofline_seconds(flops, 0, peaks))
+    return {
+        **paired_ratio(ours, peer, repeats, budget_seconds=PAIR_SECONDS),
+        **apart,
+        "roofline_seconds": roofline_seconds(flops, 0, peaks),
+    }
 
 
 def _round_compared(size: Round, repeats: int, peaks: dict[str, float]) -> dict[str, float]:
     apart = require_same_round(size)
     ours = OurRound(size)
     peer = PeerRound(size, ours.first)
-    return _compared(ours, peer, repeats, apart, roofline_seconds(ours.flops, 0, peaks))
-
-
-def _compared(
-    ours: Callable[[], Any], peer: Callable[[], Any], repeats: int, apart: dict[str, float], roofline: float
-) -> dict[str, float]:
-    began = time.perf_counter()
-    jax.block_until_ready(ours())
-    peer()
-    pairs = min(repeats, max(3, math.floor(PAIR_SECONDS / (time.perf_counter() - began))))
-    return {**paired_ratio(ours, peer, pairs), "pairs": pairs, **apart, "roofline_seconds": roofline}
+    return {
+        **paired_ratio(ours, peer, repeats, budget_seconds=PAIR_SECONDS),
+        **apart,
+        "roofline_seconds": roofline_seconds(ours.flops, 0, peaks),
+    }
 
 
 def _memory(cores: list[int], size: Points) -> dict[str, float | None]:

@@ -159,7 +159,7 @@ def gw_compared(kind: str, nodes: int, iters: int, repeats: int) -> dict[str, fl
         apart = abs(float(ours(high1, high2)) - theirs) / scale
     if not apart <= SAME_GW:
         raise RuntimeError(f"gw, {kind}, {nodes} nodes: the two sides' values are {apart:.1e} apart")
-    timing = _timed(lambda: ours(c1, c2), peer, repeats)
+    timing = paired_ratio(lambda: ours(c1, c2), peer, repeats, budget_seconds=PAIR_SECONDS)
     jax.block_until_ready(ours(c1, c2, 2))
     began = time.perf_counter()
     jax.block_until_ready(ours(c1, c2, 2))
@@ -217,7 +217,11 @@ def grid_compared(size: Grid, repeats: int) -> dict[str, float]:
     apart = float(np.max(np.abs(np.asarray(ours()) - peer())))
     if not apart <= SAME_ZETA:
         raise RuntimeError(f"feasibility grid: the two sides' values are {apart:.1e} apart")
-    return {**_timed(ours, peer, repeats), "feasibilities": len(pairs), "apart": apart}
+    return {
+        **paired_ratio(ours, peer, repeats, budget_seconds=PAIR_SECONDS),
+        "feasibilities": len(pairs),
+        "apart": apart,
+    }
 
 
 def pot_feasibility(bases: np.ndarray, target: np.ndarray, steps: int) -> float:
@@ -289,7 +293,7 @@ def estimator_compared(method: str, size: Collection, repeats: int) -> dict[str,
     apart = float(np.max(np.abs(np.asarray(ours()) - peer())))
     if not apart <= SAME_GRAPHON:
         raise RuntimeError(f"graphon, {method}: the two sides' probabilities are {apart:.1e} apart")
-    return {**_timed(ours, peer, repeats), "apart": apart}
+    return {**paired_ratio(ours, peer, repeats, budget_seconds=PAIR_SECONDS), "apart": apart}
 
 
 def published_alignment(graphs: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -430,12 +434,3 @@ def _filled(mean: np.ndarray, blocks: list[np.ndarray]) -> np.ndarray:
     for rows, columns in itertools.product(blocks, repeat=2):
         graphon[np.ix_(rows, columns)] = mean[np.ix_(rows, columns)].mean()
     return graphon
-
-
-def _timed(ours: Callable[[], Any], peer: Callable[[], Any], repeats: int) -> dict[str, float]:
-    """`paired_ratio` with fewer pairs where one takes long."""
-    began = time.perf_counter()
-    jax.block_until_ready(ours())
-    peer()
-    pairs = min(repeats, max(3, math.floor(PAIR_SECONDS / (time.perf_counter() - began))))
-    return {**paired_ratio(ours, peer, pairs), "pairs": pairs}

@@ -16,8 +16,6 @@ the whole sampler of the tiny DiT of the experiment neg_tome. NASA's share is th
 cross-attention of such a DiT of PixArt-alpha's width.
 """
 
-import math
-import time
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -313,23 +311,14 @@ def _times(names: tuple[str, ...], repeats: int) -> dict[str, dict[str, float]]:
                 return comparison.peer(torch, *tensors)
 
         apart = require_same(name, np.asarray(ours()), peer().numpy())
-        pairs = _pairs(repeats, ours, peer)
-        timing = paired_ratio(ours, peer, pairs)
+        timing = paired_ratio(ours, peer, repeats, budget_seconds=PAIR_SECONDS)
         moved = sum(array.nbytes for array in arrays) + np.asarray(ours()).nbytes
         measured[name] = {
             **timing,
-            "pairs": pairs,
             "apart": apart,
             "roofline_seconds": roofline_seconds(comparison.flops, moved, peaks),
         }
     return measured
-
-
-def _pairs(repeats: int, *programs: Callable[[], Any]) -> int:
-    """How many pairs of samples of warm programs ``PAIR_SECONDS`` hold, at least 3."""
-    began = time.perf_counter()
-    jax.block_until_ready([program() for program in programs])
-    return min(repeats, max(3, math.floor(PAIR_SECONDS / (time.perf_counter() - began))))
 
 
 def _our_memory(name: str) -> int | None:
@@ -540,14 +529,12 @@ def digit_sampler(repeats: int, steps: int = 25) -> dict[str, float]:
 
 def _share(plain: Callable[[], Any], pushed: Callable[[], Any], repeats: int) -> dict[str, float]:
     """By how much the second program takes longer, with its interval."""
-    jax.block_until_ready([plain(), pushed()])
-    pairs = _pairs(repeats, plain, pushed)
-    timing = paired_ratio(plain, pushed, pairs)
+    timing = paired_ratio(plain, pushed, repeats, budget_seconds=PAIR_SECONDS)
     return {
         "without_seconds": timing["ours_seconds"],
         "with_seconds": timing["peer_seconds"],
         "share": timing["ratio_median"] - 1,
         "share_low": timing["ratio_low"] - 1,
         "share_high": timing["ratio_high"] - 1,
-        "pairs": pairs,
+        "pairs": timing["pairs"],
     }

@@ -11,7 +11,6 @@ import importlib
 import logging
 import math
 import os
-import time
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -356,8 +355,4 @@ def eci_compared(size: Score, repeats: int, peaks: dict[str, float]) -> dict[str
 def _compared(
     ours: Callable[[], Any], peer: Callable[[], Any], repeats: int, extra: dict[str, Any]
 ) -> dict[str, Any]:
-    began = time.perf_counter()
-    jax.block_until_ready(ours())
-    peer()
-    pairs = min(repeats, max(3, math.floor(PAIR_SECONDS / (time.perf_counter() - began))))
-    return {**paired_ratio(ours, peer, pairs), "pairs": pairs, **extra}
+    return {**paired_ratio(ours, peer, repeats, budget_seconds=PAIR_SECONDS), **extra}

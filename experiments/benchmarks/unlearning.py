@@ -16,8 +16,6 @@ the resident set over one call, less the resident set before it, each in a proce
 (`experiments.isolated.peak_growth`).
 """
 
-import math
-import time
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -402,7 +400,11 @@ def _losses_compared(size: Logits, repeats: int, peaks: dict[str, float]) -> dic
         del loss, gradients, peer_gradients
         # Both logits are read once forward and once backward, and their gradients written.
         moved = (6 + with_logits) * arrays["forget"].nbytes
-        measured[name] = _compared(ours, peer, repeats, apart, roofline_seconds(0, moved, peaks))
+        measured[name] = {
+            **paired_ratio(ours, peer, repeats, budget_seconds=PAIR_SECONDS),
+            **apart,
+            "roofline_seconds": roofline_seconds(0, moved, peaks),
+        }
     return measured
 
 
@@ -423,22 +425,12 @@ def _steps_compared(size: Step, repeats: int, peaks: dict[str, float]) -> dict[s
         losses = np.asarray(ours()[1]["loss"]), peer().numpy()
         moments = _named(kept[0].opt_state[0].mu)
         apart = require_same_step(name, losses, (moments, peer.direction()), 1e-3)
-        measured[name] = _compared(ours, peer, repeats, apart, roofline_seconds(flops, 0, peaks))
+        measured[name] = {
+            **paired_ratio(ours, peer, repeats, budget_seconds=PAIR_SECONDS),
+            **apart,
+            "roofline_seconds": roofline_seconds(flops, 0, peaks),
+        }
     return measured
-
-
-def _compared(
-    ours: Callable[[], Any],
-    peer: Callable[[], Any],
-    repeats: int,
-    apart: dict[str, float],
-    roofline: float,
-) -> dict[str, float]:
-    began = time.perf_counter()
-    jax.block_until_ready(ours())
-    peer()
-    pairs = min(repeats, max(3, math.floor(PAIR_SECONDS / (time.perf_counter() - began))))
-    return {**paired_ratio(ours, peer, pairs), "pairs": pairs, **apart, "roofline_seconds": roofline}
 
 
 def _memory(cores: list[int], size: Logits, with_logits: bool) -> dict[str, float | None]:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -34,8 +35,28 @@ def clock(monkeypatch):
 def test_paired_ratio(clock):
     timing = bench.paired_ratio(clock(0.5), clock(2.0), 9)
     assert timing == pytest.approx(
-        {"ours_seconds": 0.5, "peer_seconds": 2.0, "ratio_median": 4.0, "ratio_low": 4.0, "ratio_high": 4.0}
+        {
+            "ours_seconds": 0.5,
+            "peer_seconds": 2.0,
+            "ratio_median": 4.0,
+            "ratio_low": 4.0,
+            "ratio_high": 4.0,
+            "pairs": 9,
+        }
     )
+
+
+@pytest.mark.parametrize(("budget", "pairs"), [(math.inf, 9), (12.4, 4), (2.4, 3), (100.0, 9)])
+def test_slow_programs_get_fewer_pairs(clock, budget, pairs):
+    assert bench.paired_ratio(clock(0.5), clock(2.0), 9, budget_seconds=budget)["pairs"] == pairs
+    assert bench.paired_ratio(clock(0.5), clock(2.0), 2, budget_seconds=budget)["pairs"] == 2
+
+
+def test_slow_programs_are_called_twice_before_they_are_timed(clock):
+    calls = []
+    tick = clock(3.0)
+    bench.paired_ratio(lambda: (calls.append(1), tick())[1], clock(1.0), 1)
+    assert len(calls) == 3
 
 
 def test_the_ratio_is_taken_within_pairs(clock):
@@ -112,7 +133,7 @@ def test_bench_writes_and_prints(toy, capfd):
     assert written["results"]["repeats"] == 5
     assert written["results"]["sizes"] == [0, 1]
     assert set(written["results"]["sums"]["short"]) == {
-        "ours_seconds", "peer_seconds", "ratio_median", "ratio_low", "ratio_high"
+        "ours_seconds", "peer_seconds", "ratio_median", "ratio_low", "ratio_high", "pairs"
     }  # fmt: skip
     assert {"processor", "cores", "memory", "date", "devices"} <= set(written["machine"])
     assert {"jax", "numpy"} <= set(written["versions"])
