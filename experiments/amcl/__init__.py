@@ -51,7 +51,7 @@ class Config:
 
     seed: int = 0
     """Of the first run; the others follow."""
-    seeds: int = 3
+    seeds: int = 5
     """Runs of each method, with weights, order and augmentations of their own."""
     source: str = "auto"
     """auto (the reduced CIFAR-10 if it is there, else digits), digits, cifar10:PATH or cifar100:PATH (folder
