@@ -45,6 +45,32 @@ def without_diagonal(matrix: Float[Array, "*heads dim dim"]) -> Float[Array, "*h
     return jnp.where(jnp.eye(matrix.shape[-1], dtype=bool), 0.0, matrix)
 
 
+def products_of_features(
+    a: Float[Array, "batch dim"], b: Float[Array, "batch dim"], axis_name: AxisName
+) -> tuple[Float[Array, "dim"], Float[Array, ""]]:
+    """The diagonal of ``a^T b``, summed over the mesh axis, and the sum of its squares off the diagonal.
+
+    Where features are at least twice as many as images, no product of features is formed:
+    ``|a^T b|^2 = sum_ij (a a^T)_ij (b b^T)_ij``. Of features that vary alike half of the whole or more is
+    then off the diagonal, whatever they are, since the rank is small: the difference loses no digits.
+
+    Args:
+        a: features.
+        b: features.
+        axis_name: mesh axis over which the batch lies.
+
+    Returns:
+        Both.
+    """
+    images, dim = a.shape
+    if axis_name is None and 2 * images <= dim and a.dtype.itemsize >= 4:
+        diagonal = jnp.sum(a * b, 0)
+        whole = jnp.sum((a @ a.T) * (b @ b.T))
+        return diagonal, whole - jnp.sum(jnp.square(diagonal))
+    matrix = summed(a.T @ b, axis_name)
+    return jnp.diagonal(matrix), jnp.sum(jnp.square(without_diagonal(matrix)))
+
+
 def barlow_twins_loss(
     z1: Float[Array, "batch dim"],
     z2: Float[Array, "batch dim"],
@@ -89,7 +115,6 @@ def barlow_twins_loss(
         return on_shards(partial(barlow_twins_loss, lambd=lambd, norm=norm), (z1, z2), out_specs=P())
     check_negatives("z1", len(z1) * shards(axis_name))
     a1, a2 = (standardised(z, norm, axis_name) for z in (z1, z2))
-    correlation = summed(a1.T @ a2, axis_name) / (len(z1) * shards(axis_name))
-    diagonal = jnp.diagonal(correlation)
-    off_diagonal = jnp.sum(jnp.square(without_diagonal(correlation)))
-    return jnp.sum(jnp.square(1 - diagonal)) + lambd * off_diagonal
+    count = len(z1) * shards(axis_name)
+    diagonal, off_diagonal = products_of_features(a1, a2, axis_name)
+    return jnp.sum(jnp.square(1 - diagonal / count)) + lambd * off_diagonal / count**2

@@ -13,8 +13,8 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from jaxneg.contrastive.arguments import alike, check_negatives, one_of
-from jaxneg.contrastive.barlow_twins import without_diagonal
-from jaxneg.contrastive.shards import AxisName, averaged, explicit_axis, on_shards, shards, summed
+from jaxneg.contrastive.barlow_twins import products_of_features
+from jaxneg.contrastive.shards import AxisName, averaged, explicit_axis, on_shards, shards
 
 
 def vicreg_loss(
@@ -75,10 +75,9 @@ def vicreg_loss(
     hinge = spread = jnp.zeros((), z1.dtype)
     for z in (z1, z2):
         centred = z - averaged(z.mean(0), axis_name)
-        matrix = summed(centred.T @ centred, axis_name) / (count - 1)
-        variances = jnp.diagonal(matrix)
-        hinge += jnp.mean(jax.nn.relu(1 - jnp.sqrt(variances + 1e-4)))
-        spread += jnp.sum(jnp.square(without_diagonal(matrix))) / dim
+        squares, off_diagonal = products_of_features(centred, centred, axis_name)
+        hinge += jnp.mean(jax.nn.relu(1 - jnp.sqrt(squares / (count - 1) + 1e-4)))
+        spread += off_diagonal / (count - 1) ** 2 / dim
     apart = averaged(jnp.mean(jnp.square(z1 - z2)), axis_name)
     return (
         invariance * apart + variance * (hinge / 2 if std_reduce == "mean" else hinge) + covariance * spread

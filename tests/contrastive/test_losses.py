@@ -166,6 +166,34 @@ def test_macl_by_brute_force():
     np.testing.assert_allclose(found.reshape(-1), -log_p / (1 - np.exp(log_p)), rtol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(6, 6), (6, 12), (5, 40)])
+@pytest.mark.parametrize("alike", [0.0, 0.9, 1.0])
+def test_products_of_features_by_brute_force(shape, alike):
+    """Where features outnumber images no product of features is formed; the losses are the same."""
+    first, noise = draw(*shape), draw(*shape, seed=1)
+    views = [jnp.asarray(z, jnp.float32) for z in (first, alike * first + (1 - alike) * noise)]
+
+    def barlow_twins(z1, z2):
+        a1, a2 = ((z - z.mean(0)) / jnp.sqrt(z.var(0) + 1e-5) for z in (z1, z2))
+        C = a1.T @ a2 / len(z1)
+        return jnp.sum((1 - jnp.diagonal(C)) ** 2) + 5e-3 * jnp.sum((C - jnp.diag(jnp.diagonal(C))) ** 2)
+
+    def vicreg(z1, z2):
+        covariances = [jnp.cov(z.T) for z in (z1, z2)]
+        hinge = sum(jnp.mean(jnp.maximum(1 - jnp.sqrt(jnp.diagonal(M) + 1e-4), 0)) for M in covariances)
+        spread = sum(jnp.sum((M - jnp.diag(jnp.diagonal(M))) ** 2) for M in covariances)
+        return 25 * jnp.mean((z1 - z2) ** 2) + 25 * hinge / 2 + spread / shape[1]
+
+    for ours, defined in (
+        (partial(c.barlow_twins_loss, norm="batchnorm"), barlow_twins),
+        (c.vicreg_loss, vicreg),
+    ):
+        found, expected = (jax.value_and_grad(loss, (0, 1))(*views) for loss in (ours, defined))
+        np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+        for one, other in zip(found[1], expected[1], strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5 * float(jnp.abs(other).max()))
+
+
 def test_vectors_of_zeros_have_finite_gradients():
     z = jnp.zeros((2, D)).at[0, 0].set(1.0)
     assert np.isfinite(jax.grad(lambda z: c.nt_xent_loss(z, z).sum())(z)).all()
