@@ -12,6 +12,9 @@ from rich.text import Text
 from experiments import systems
 from experiments.run_dir import Table
 
+WIDEST_CELL = 24
+"""Text in a table is folded beyond so many characters."""
+BETWEEN_COLUMNS = 3
 VERDICT_STYLES = {"holds": "bold green", "does not hold": "bold red", "undecided": "bold yellow"}
 
 
@@ -63,21 +66,27 @@ def format_estimate(claim: dict[str, Any]) -> str:
 
 
 def print_table(console: Console, table: Table) -> None:
-    """Prints a table of results.
+    """Prints a table of results, in parts one below the other if it is wider than the terminal.
 
     Args:
         console: where to.
         table: the table.
     """
-    printed = RichTable(
-        title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
-    )
-    for index, column in enumerate(table.columns):
-        numbers = all(isinstance(row[index], float | int) for row in table.rows)
-        printed.add_column(Text(column), justify="right" if numbers else "left", overflow="fold")
-    for row in table.rows:
-        printed.add_row(*(Text(format_number(cell)) for cell in row))
-    console.print(printed)
+    for part, columns in enumerate(_parts(table, console.width)):
+        printed = RichTable(
+            title="(continued)" if part else table.title,
+            title_justify="left",
+            title_style="bold",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+        )
+        for index in columns:
+            numbers = all(isinstance(row[index], float | int) for row in table.rows)
+            justify = "right" if numbers else "left"
+            printed.add_column(Text(table.columns[index]), justify=justify, overflow="fold")
+        for row in table.rows:
+            printed.add_row(*(Text(format_number(row[index])) for index in columns))
+        console.print(printed)
 
 
 def print_report(console: Console, report: dict[str, Any]) -> None:
@@ -137,6 +146,44 @@ def print_systems(console: Console) -> None:
         row = [Text(cell, style="dim" if planned else "") for cell in cells]
         printed.add_row(*row, Text(system.status, style="dim" if planned else "green"))
     console.print(printed)
+
+
+def _parts(table: Table, width: int) -> list[list[int]]:
+    """Which columns are printed beside each other; the first stands in every part.
+
+    All are one part where the widest cells have room on two lines; else a cell has one line. Columns of the
+    same name stay beside what is before them.
+    """
+    cells = [
+        [format_number(row[index]) for row in table.rows] + [max(column.split(), key=len, default="")]
+        for index, column in enumerate(table.columns)
+    ]
+    needed = [BETWEEN_COLUMNS + min(WIDEST_CELL, max(map(len, column))) for column in cells]
+    folded = [BETWEEN_COLUMNS + min(WIDEST_CELL, max(map(_half, column))) for column in cells]
+    if sum(folded) <= width:
+        return [list(range(len(needed)))]
+    together: list[list[int]] = []
+    for index, column in enumerate(table.columns[1:], 1):
+        if together and list(table.columns).count(column) > 1:
+            together[-1].append(index)
+        else:
+            together.append([index])
+    parts, room = [], 0
+    for group in together:
+        wide = sum(needed[index] for index in group)
+        if wide > room or not parts:
+            parts.append([0])
+            room = width - needed[0]
+        parts[-1] += group
+        room -= wide
+    return parts
+
+
+def _half(text: str) -> int:
+    """The least width that holds a text on two lines, broken between words."""
+    words = text.split()
+    breaks = range(1, max(2, len(words) + 1))
+    return min(max(len(" ".join(words[:at])), len(" ".join(words[at:]))) for at in breaks)
 
 
 def _magnitude(value: float) -> int:

@@ -2,16 +2,19 @@
 
 import base64
 import html.parser
+import io
 import json
 from datetime import datetime
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from experiments import systems
 from experiments.command_line import main
 from experiments.report import newest_run
-from experiments.terminal import format_estimate, format_number
+from experiments.run_dir import Table
+from experiments.terminal import format_estimate, format_number, print_table
 
 VOID = {"meta", "img", "br", "hr", "input", "link", "source"}
 
@@ -186,3 +189,33 @@ def test_estimates(estimate, low, high, shown):
 
 def test_one_seed_has_no_interval():
     assert format_estimate({"estimate": 2.5, "low": None, "high": None, "values": [2.5]}) == "2.5, 1 seed"
+
+
+def printed(table, width):
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    print_table(console, table)
+    return console.file.getvalue()
+
+
+def test_a_wide_table_is_printed_in_parts():
+    columns = ["method", *(name for i in range(6) for name in (f"measure {i}", "paper"))]
+    rows = [[f"m{r}", *(f"{r}.{i} [0.123, 0.456]" for i in range(12))] for r in range(2)]
+    text = printed(Table("what was measured", columns, rows), 80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.count("what was measured") == 1
+    assert text.count("(continued)") == 5
+    parts = text.split("(continued)")
+    for i, part in enumerate(parts):
+        assert f"measure {i}" in part
+        assert "paper" in part  # beside what it belongs to
+        assert part.count("m0") == part.count("m1") == 1
+    assert all(cell in text for row in rows for cell in row)
+
+
+def test_a_table_that_fits_is_printed_whole():
+    table = Table("t", ["method", "one [95 %]", "two"], [["a long name", "0.12 [0.10, 0.14]", 3.0]])
+    assert "(continued)" not in printed(table, 40)
+    assert "0.12 [0.10, 0.14]" in printed(table, 40)
+    narrow = printed(table, 30)  # on two lines, still one table
+    assert "(continued)" not in narrow
+    assert "0.14]" in narrow
