@@ -396,14 +396,16 @@ def train_client(
     if not cfg.match:
         return client, losses
 
-    def global_features(x: Array) -> Array:
-        h, _ = network.features(cloud.params["features"], cloud.stats["features"], x, cfg.eval_bn, None)
+    def global_features(batch: tuple[Array, PRNGKeyArray]) -> Array:
+        """With dropout as the client's have it: else matching would mostly see that these have gaps."""
+        x, key = batch
+        h, _ = network.features(cloud.params["features"], cloud.stats["features"], x, "train", key)
         return h.reshape(len(h), -1)
 
     def matching(client: ModelState, inputs: Any) -> tuple[ModelState, Array]:
         params, stats, opt_state = client
-        source, target, lams, keys = inputs
-        others = jax.lax.map(global_features, target)
+        source, target, lams, keys, target_keys = inputs
+        others = jax.lax.map(global_features, (target, target_keys))
 
         def loss(features: Any) -> tuple[Array, Any]:
             def forward(running: Any, batch: tuple[Array, PRNGKeyArray]) -> tuple[Any, Array]:
@@ -428,7 +430,8 @@ def train_client(
     def grouped(x: Array) -> Array:
         return x.reshape(-1, cfg.accum, *x.shape[1:])
 
-    inputs = (batches.match_source, batches.match_target, lams, jax.random.split(key_b, cfg.steps))
+    keys, target_keys = (jax.random.split(key, cfg.steps) for key in jax.random.split(key_b))
+    inputs = (batches.match_source, batches.match_target, lams, keys, target_keys)
     client, values = jax.lax.scan(matching, client, jax.tree.map(grouped, inputs))
     return client, losses | {"matching_loss": values.mean()}
 

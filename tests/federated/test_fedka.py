@@ -111,6 +111,28 @@ def test_client_objectives(golden, x64, network):
     assert_params(grads, golden, "mmd_grad", **tolerance)
 
 
+def test_dropout_of_both_features_that_are_matched():
+    """The published code never leaves training mode; each side has masks of its own."""
+    seen = []
+
+    def features(weights, stats, x, mode, key):
+        seen.append(mode)
+        kept = jax.random.bernoulli(key, 0.5, (len(x), 9))
+        return jnp.where(kept, 2 * jax.nn.relu(linear(weights, x)), 0), stats
+
+    network = small_network()._replace(features=features)
+    cfg = dataclasses.replace(SMALL, disentangle=False, steps=2, eval_bn="running")
+    state = init_fedka(network, 1, cfg, jax.random.key(0))
+    client = jax.tree.map(lambda x: x[0], state.clients)
+    x, y = jnp.ones((2, 4, INPUTS)), jnp.zeros((2, 4), jnp.int32)
+    _, losses = train_client(
+        client, ClientBatches(x, y, x, x, x), state.cloud, 1, jax.random.key(1), cfg, network
+    )
+    assert set(seen) == {"train"}
+    # Equal examples and nearly equal models: only different masks are apart.
+    assert losses["matching_loss"] > 1e-3
+
+
 @pytest.mark.golden("fedka", "fedka_round*.npz")
 def test_one_round(golden, x64, network):
     K, S, accum = (int(golden[name]) for name in ("K", "S", "accum"))
