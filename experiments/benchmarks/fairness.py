@@ -56,9 +56,9 @@ class Anonymisation(NamedTuple):
 
 
 class Similarity(NamedTuple):
-    """Size of the individual metrics: Adult's test rows."""
+    """Size of the individual metrics; on all of Adult's test rows the peer takes three times as long."""
 
-    rows: int = 6033
+    rows: int = 2000
     features: int = 10
     neighbours: int = 100
 
@@ -66,7 +66,7 @@ class Similarity(NamedTuple):
 class Grid(NamedTuple):
     """The audit: seven settings of COMPAS for each seed."""
 
-    seeds: int = 2
+    seeds: int = 1
     steps: int = 3000
     neighbours: int = 100
     rows: int = 5278
