@@ -1,5 +1,6 @@
 """The paper's figures: means over seeds with their 95 % intervals."""
 
+import textwrap
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -223,7 +224,7 @@ def draw_bars(run_dir: RunDir, results: Results, study: str, table: str, attribu
         elif study == "baseline" and key.study == "baseline":
             groups.setdefault(key.variant, {})[short_name(key.setting)] = found
         elif study == "baseline" and key.study == "privacy" and key.classifier == "mlp":
-            name = "no anonymisation" if key.setting == Setting() else "greedy, as the paper"
+            name = "none" if key.setting == Setting() else "greedy, as the paper"
             groups.setdefault(name, {})[short_name(key.setting)] = found
     if not settings:
         return
@@ -245,7 +246,8 @@ def draw_bars(run_dir: RunDir, results: Results, study: str, table: str, attribu
                     label="no anonymisation" if name == "k=1" else name,
                     error_kw={"elinewidth": 1, "capsize": 2},
                 )
-        axes.set_xticks(range(len(groups)), [name.replace(" ", "\n", 1) for name in groups], fontsize=8)
+        labels = [textwrap.fill(name, 9, break_long_words=False) for name in groups]
+        axes.set_xticks(range(len(groups)), labels, fontsize=7)
         axes.set_title(dict(METRICS)[metric], fontsize=10)
         if metric == "ACC":
             axes.set_ylim(bottom=0.5)

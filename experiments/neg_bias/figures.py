@@ -23,9 +23,14 @@ def draw_bias(run_dir: RunDir, seeds: Sequence[Seed]) -> None:
         axis.bar(place, np.median(bias, 0), 0.15, color=colour, alpha=0.6, label=name)
         axis.plot(np.tile(place, (len(seeds), 1)), bias, ".", color=colour, markersize=5)
     axis.axhline(0, color="k", linewidth=0.5)
-    axis.set(xticks=range(len(FORMATS)), ylabel="rate of false No less rate of false Yes", ylim=(-1, 1.05))
+    axis.set(xticks=range(len(FORMATS)), ylabel="rate of false No less rate of false Yes")
     axis.set_xticklabels(FORMATS)
-    axis.legend(frameon=False, ncols=len(GROUPS), title="what the model was taught of the facts")
+    figure.legend(
+        loc="outside lower center",
+        frameon=False,
+        ncols=len(GROUPS),
+        title="what the model was taught of the facts",
+    )
     run_dir.figure(
         "bias",
         figure,
