@@ -4,6 +4,7 @@ from experiments.claims import AtLeast, AtMost, Claim
 
 PAPER = "arXiv:2203.04703v1"
 TABLE = f"{PAPER}, result tables, TransE on WN18RR"
+ADVERSARIAL_TABLE = f"{TABLE} with self-adversarial loss"
 ABSTRACT = f"{PAPER}, abstract"
 OURS = "specification of this reproduction; not in the paper"
 
@@ -13,9 +14,7 @@ CLAIMS: tuple[Claim, ...] = (
         sentence="Negatives from text neighbourhoods give a better MRR than uniform ones at equal budget.",
         source=TABLE,
         paper="+0.0123 (.2145 against .2022), plain loss",
-        measure="filtered MRR of LEMON minus uniform on the test triples of the word net, plain "
-        "loss; K and mix "
-        "chosen on validation",
+        measure="filtered MRR of LEMON as in the authors' code minus uniform, word net, plain loss",
         criterion=AtLeast(0.005),
     ),
     Claim(
@@ -27,18 +26,42 @@ CLAIMS: tuple[Claim, ...] = (
         criterion=AtLeast(0.0),
     ),
     Claim(
-        name="hits-no-worse-than-uniform",
-        sentence="At least they lose no more than a point of Hits@10.",
+        name="adversarial-mrr-above-uniform",
+        sentence="With the self-adversarial loss, too, LEMON's MRR is above that of uniform negatives.",
+        source=ADVERSARIAL_TABLE,
+        paper="+0.0042 (.2274 against .2232)",
+        measure="filtered MRR of LEMON as in the authors' code minus uniform, both self-adversarial",
+        criterion=AtLeast(0.0),
+    ),
+    Claim(
+        name="adversarial-hits-above-uniform",
+        sentence="With the self-adversarial loss, too, its Hits@10 is above that of uniform negatives.",
+        source=ADVERSARIAL_TABLE,
+        paper="+0.0042 (53.20 % against 52.78 %)",
+        measure="the same, Hits@10",
+        criterion=AtLeast(0.0),
+    ),
+    Claim(
+        name="replaced-mrr-above-uniform",
+        sentence="So do negatives near the entity that is replaced (a proposed reading).",
         source=OURS,
-        paper="+0.0159",
+        paper="n/a",
+        measure="filtered MRR of LEMON minus uniform, plain loss; K and mix chosen on validation",
+        criterion=AtLeast(0.005),
+    ),
+    Claim(
+        name="replaced-hits-no-worse",
+        sentence="These lose no more than a point of Hits@10.",
+        source=OURS,
+        paper="n/a",
         measure="the same, Hits@10",
         criterion=AtLeast(-0.01),
     ),
     Claim(
-        name="adversarial-mrr-above-uniform",
-        sentence="With the self-adversarial loss, too, LEMON's MRR is above that of uniform negatives.",
-        source=f"{PAPER}, result tables, TransE on WN18RR with self-adversarial loss",
-        paper="+0.0042 (.2274 against .2232)",
+        name="replaced-adversarial-mrr",
+        sentence="With the self-adversarial loss, too, their MRR is above that of uniform negatives.",
+        source=OURS,
+        paper="n/a",
         measure="filtered MRR of LEMON minus uniform, both self-adversarial; mix chosen on validation",
         criterion=AtLeast(0.0),
     ),

@@ -101,6 +101,7 @@ def cluster(embeddings: np.ndarray, components: int, clusters: int, seed: int) -
         return reduced, labels, centers
 
     program = jax.jit(clustered).lower(rows, jax.random.key(seed)).compile()
+    jax.block_until_ready(program(rows, jax.random.key(seed)))  # threads are there, and memory
     began = time.process_time()
     reduced, of_text, centers = (np.asarray(x) for x in program(rows, jax.random.key(seed)))
     seconds = time.process_time() - began

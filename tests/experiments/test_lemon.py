@@ -326,6 +326,7 @@ def test_paper_table_has_no_invented_number():
     assert rows["Bernoulli"] == ["n/a"] * 4
     assert rows["RW-SANS"] == [".2317", "53.41", "n/a", "n/a"]
     assert rows["LEMON"] == [".2145", "51.22", "0.2500", "25.00"]
+    assert rows["LEMON, replaced entity's"] == ["n/a", "n/a", "0.2500", "25.00"]
     assert set(rows) == set(PAPER_WN18RR)
 
 
