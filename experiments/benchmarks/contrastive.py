@@ -166,7 +166,9 @@ def losses(torch: ModuleType, sizes: Sizes) -> dict[str, tuple[Callable[[], Any]
         return contrastive.amcl_nt_xent_loss(a, b, phi, **rule)[0].mean()
 
     of_nt_xent = 6.0 * (2 * sizes.batch) ** 2 * sizes.dim
-    of_features = 2 * 6.0 * sizes.batch * sizes.wide**2
+    # Squares of products of features go through products of images, where these are fewer.
+    of_barlow = 6.0 * sizes.batch * sizes.wide * min(sizes.wide, 2 * sizes.batch)
+    of_vicreg = 2 * 6.0 * sizes.batch * sizes.wide * min(sizes.wide, sizes.batch)
     of_amcl = 2 * 6.0 * sizes.heads * (2 * sizes.amcl_batch) ** 2 * sizes.dim
     return {
         "nt_xent_lightly": (
@@ -182,12 +184,12 @@ def losses(torch: ModuleType, sizes: Sizes) -> dict[str, tuple[Callable[[], Any]
         "barlow_twins_lightly": (
             _ours(lambda a, b: contrastive.barlow_twins_loss(a, b, norm="batchnorm"), wide),
             _theirs(torch, lightly_loss.BarlowTwinsLoss(5e-3), wide),
-            of_features / 2,
+            of_barlow,
         ),
         "vicreg_lightly": (
             _ours(contrastive.vicreg_loss, wide),
             _theirs(torch, lightly_loss.VICRegLoss(), wide),
-            of_features,
+            of_vicreg,
         ),
         "amcl_official": (_ours(amcl, many), _theirs(torch, peer_amcl(torch, phi, True), many), of_amcl),
         "amcl_reordered": (_ours(amcl, many), _theirs(torch, peer_amcl(torch, phi, False), many), of_amcl),
