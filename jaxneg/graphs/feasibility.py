@@ -164,8 +164,14 @@ def _grid(
     starts: int,
     iters: int,
 ) -> FeasibilityResult:
+    # Matching is loops of unknown length: side by side all wait for the longest, which only pays where a
+    # device is wide.
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+
     def each(bases: Array, targets: Array, key: PRNGKeyArray) -> Any:
         one = partial(feasibility, steps=steps, lr=lr, starts=starts, iters=iters, key=key)
+        if platform == "cpu":
+            return jax.lax.map(lambda pair: one(*pair), (bases, targets))
         return jax.vmap(one)(bases, targets)
 
     if mesh is None:

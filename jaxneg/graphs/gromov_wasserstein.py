@@ -288,7 +288,13 @@ def _solve(
         plans = jax.vmap(lambda order: (_monotone(order, p, q) + product) / 2)(orders)
         plans = jnp.concatenate([product[None], plans])[:starts]
     parts = _decomposed(safe1, safe2, loss)
-    plans = jax.lax.stop_gradient(jax.vmap(lambda plan: solve(parts, plan))(plans))
+    # Each start is a loop of unknown length: a CPU takes one after the other.
+    plans = jax.lax.platform_dependent(
+        plans,
+        cpu=lambda plans: jax.lax.map(lambda plan: solve(parts, plan), plans),
+        default=jax.vmap(lambda plan: solve(parts, plan)),
+    )
+    plans = jax.lax.stop_gradient(plans)
     values = jax.vmap(lambda plan: _value(c1, c2, plan, p, q, loss))(plans)
     best = jnp.argmin(values)
     return GWResult(values[best], plans[best], values)
