@@ -164,15 +164,16 @@ def _grid(
     starts: int,
     iters: int,
 ) -> FeasibilityResult:
-    # Matching is loops of unknown length: side by side all wait for the longest, which only pays where a
-    # device is wide.
-    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-
     def each(bases: Array, targets: Array, key: PRNGKeyArray) -> Any:
         one = partial(feasibility, steps=steps, lr=lr, starts=starts, iters=iters, key=key)
-        if platform == "cpu":
-            return jax.lax.map(lambda pair: one(*pair), (bases, targets))
-        return jax.vmap(one)(bases, targets)
+        # Matching is loops of unknown length: side by side all wait for the longest, which only pays where a
+        # device is wide.
+        return jax.lax.platform_dependent(
+            bases,
+            targets,
+            cpu=lambda *pairs: jax.lax.map(lambda pair: one(*pair), pairs),
+            default=jax.vmap(one),
+        )
 
     if mesh is None:
         return each(bases, targets, key)
