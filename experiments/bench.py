@@ -62,8 +62,7 @@ def paired_ratio(
     if repeats < 1:
         raise ValueError(f"repeats: expected at least 1, got {repeats}")
     (ours_calls, of_ours), (peer_calls, of_peer) = (_calls(each, sample_seconds) for each in (ours, peer))
-    affordable = budget_seconds / max(of_ours + of_peer, 1e-9)
-    pairs = repeats if affordable >= repeats else min(repeats, max(3, math.floor(affordable)))
+    pairs = int(min(repeats, max(3, budget_seconds / max(of_ours + of_peer, 1e-9))))
     ours_times, peer_times = np.empty(pairs), np.empty(pairs)
     for pair in range(pairs):
         if pair % 2 == 0:

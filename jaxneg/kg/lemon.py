@@ -120,7 +120,7 @@ def nearest_cluster_neighbourhoods(
 
     Not under ``jit``: sizes depend on the labels. Draw with `sample_candidates`; the anchor is the entity
     that stays. The example of the authors' code takes the 3 nearest of 15 clusters in 2 principal
-    components, a fifth of WN18RR for every entity.
+    components, on average a fifth of the entities.
 
     Args:
         points: reduced embeddings, ``[entities, z]``; rows of entities without text are not read.
@@ -144,7 +144,7 @@ def nearest_cluster_neighbourhoods(
         >>> [nb.sets.members[nb.sets.start[r] : nb.sets.start[r + 1]].tolist() for r in nb.row]
         [[0, 1], [0, 1], [2]]
     """
-    points, labels = concrete("points", points), concrete("labels", labels)
+    points = concrete("points", points)
     labels, centers = _clustering(labels, centers)
     if points.shape != (len(labels), centers.shape[1]):
         raise ValueError(f"points: expected shape {(len(labels), centers.shape[1])}, got {points.shape}")

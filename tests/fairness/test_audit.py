@@ -131,6 +131,7 @@ def test_other_encodings_train():
     assert np.all(accuracy["rank"] > 0.6)
     assert np.all(accuracy["onehot"] > 0.6)
     assert np.all(accuracy["lexicographic"][:, 0] < accuracy["rank"][:, 0])
+    assert np.all(accuracy["lexicographic"][:, 1] > 0.6)  # generalised to three groups, which are in order
 
 
 def test_what_is_refused():
