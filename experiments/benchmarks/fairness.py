@@ -56,7 +56,7 @@ class Anonymisation(NamedTuple):
 
 
 class Similarity(NamedTuple):
-    """Size of the individual metrics; on all of Adult's test rows the peer takes three times as long."""
+    """Size of the individual metrics; Adult has three times as many test rows."""
 
     rows: int = 2000
     features: int = 10
