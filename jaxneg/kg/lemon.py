@@ -120,7 +120,7 @@ def nearest_cluster_neighbourhoods(
 
     Not under ``jit``: sizes depend on the labels. Draw with `sample_candidates`; the anchor is the entity
     that stays. The example of the authors' code takes the 3 nearest of 15 clusters in 2 principal
-    components, on average a fifth of the entities.
+    components.
 
     Args:
         points: reduced embeddings, ``[entities, z]``; rows of entities without text are not read.
