@@ -3,7 +3,8 @@
 from jaxneg.nn.batch_norm import BatchNorm, NormalisedModel, mean_statistics
 from jaxneg.nn.bridge import Model, bridge, bridge_normalised
 from jaxneg.nn.conditioning import timestep_embedding
-from jaxneg.nn.contraction import contract, convolve
+from jaxneg.nn.contraction import contract
+from jaxneg.nn.convolution import convolve
 from jaxneg.nn.cross_encoder import (
     BERT_BASE,
     CrossEncoderConfig,

@@ -1,4 +1,4 @@
-"""Matrix multiplication and convolution whose result's sharding is never ambiguous.
+"""Matrix multiplication whose result's sharding is never ambiguous.
 
 Under explicit mesh axes JAX refuses a product that contracts a sharded axis, since its result could be
 sharded in several ways. Here it is sharded as the axes that remain are, and the sum over the contracted axis
@@ -67,40 +67,3 @@ def contract_rows(lhs: Array, rhs: Array, dimension_numbers: Any, **options: Any
     del dimension_numbers
     rows = contract(lhs.reshape(-1, lhs.shape[-1]), rhs, (((1,), (0,)), ((), ())), **options)
     return rows.reshape(*lhs.shape[:-1], rhs.shape[1])
-
-
-def convolve(images: Array, kernel: Array, *arguments: Any, **options: Any) -> Array:
-    """``jax.lax.conv_general_dilated`` of a batch under auto and explicit mesh axes alike.
-
-    Under explicit axes the result is sharded over its leading axis as the images are, and the compiler shards
-    what is inside: JAX has no rule for the gradient of several losses, mapped over them.
-
-    Beware of ``jax.vmap`` over kernels (one model for each seed) on a mesh that has an axis besides the
-    batch's: up to JAX 0.12 at least, XLA may sum the gradients of such kernels over that axis too, which
-    multiplies them by its size. Loop over the seeds with ``jax.lax.map``, or give the mesh no other axis.
-
-    Args:
-      images: The batch, on the leading axis of operand and result.
-      kernel: The kernel.
-      *arguments: Further arguments of ``jax.lax.conv_general_dilated``.
-      **options: Likewise; ``out_sharding`` is found if it is not given.
-
-    Returns:
-      The convolved images.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from jaxneg.nn import convolve
-      >>> layout = ("NHWC", "HWIO", "NHWC")
-      >>> convolve(jnp.ones((2, 5, 5, 3)), jnp.ones((3, 3, 3, 4)), (2, 2), "VALID", None, None, layout).shape
-      (2, 2, 2, 4)
-    """
-    out_sharding, sharding = options.pop("out_sharding", None), jax.typeof(images).sharding
-
-    def convolved(images: Array, kernel: Array) -> Array:
-        return jax.lax.conv_general_dilated(images, kernel, *arguments, **options)
-
-    if AxisType.Explicit not in sharding.mesh.axis_types:
-        return convolved(images, kernel)
-    out_sharding = out_sharding or P(sharding.spec[0])
-    return jax.sharding.auto_axes(convolved, out_sharding=out_sharding)(images, kernel)  # pyright: ignore

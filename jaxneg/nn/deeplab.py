@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxneg.nn.batch_norm import BatchNorm, NormalisedModel
 from jaxneg.nn.bridge import bridge_normalised
-from jaxneg.nn.contraction import convolve
+from jaxneg.nn.convolution import convolve
 
 # The uniform distribution on +-1/sqrt(fan_in), torch's default.
 _UNIFORM = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")

@@ -15,7 +15,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxneg.nn.batch_norm import BatchNorm, NormalisedModel
 from jaxneg.nn.bridge import bridge_normalised
-from jaxneg.nn.contraction import contract, convolve
+from jaxneg.nn.contraction import contract
+from jaxneg.nn.convolution import convolve
 
 Norm = Literal["batch", "group"]
 

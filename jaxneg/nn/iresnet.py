@@ -14,7 +14,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jaxneg.nn.batch_norm import BatchNorm, NormalisedModel
 from jaxneg.nn.batch_sharding import over_data, reshape_examples
 from jaxneg.nn.bridge import bridge_normalised
-from jaxneg.nn.contraction import contract, convolve
+from jaxneg.nn.contraction import contract
+from jaxneg.nn.convolution import convolve
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 14, 3), 100: (3, 13, 30, 3)}
 """Number of blocks in each stage, by depth."""

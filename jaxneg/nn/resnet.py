@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from jaxneg.nn.batch_norm import BatchNorm, NormalisedModel, Params, Stats
 from jaxneg.nn.bridge import bridge_normalised
-from jaxneg.nn.contraction import convolve
+from jaxneg.nn.convolution import convolve
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 """Number of blocks in each stage, by depth; from depth 50 on they are bottlenecks."""

@@ -18,7 +18,8 @@ from jaxneg.nn.attention import attend
 from jaxneg.nn.batch_sharding import over_data, reshape_examples
 from jaxneg.nn.bridge import Model, bridge
 from jaxneg.nn.conditioning import Conditioning
-from jaxneg.nn.contraction import contract_rows, convolve
+from jaxneg.nn.contraction import contract_rows
+from jaxneg.nn.convolution import convolve
 
 _XAVIER = nnx.initializers.xavier_uniform()
 _ZEROS = nnx.initializers.zeros
