@@ -24,7 +24,8 @@ def assignment(
 
     Returns:
       The column of each row, and the prices, a solution of the dual: ``cost[i, j] - prices[j]`` is least in
-      row i at its own column, up to rounding.
+      row i at its own column, up to rounding. Where a cost or price is not finite, any permutation, and
+      prices that are NaN.
 
     Source:
       Jonker and Volgenant 1987, Section 3.
@@ -37,9 +38,12 @@ def assignment(
     """
     n = len(cost)
     index = jnp.arange(n, dtype=jnp.int32)
+    # What is not finite would keep the search from ending.
+    finite = jnp.all(jnp.isfinite(cost)) & (prices is None or jnp.all(jnp.isfinite(prices)))
+    cost, prices = jax.tree.map(lambda x: jnp.where(finite, x, 0), (cost, prices))
     v = first_prices(cost, prices)
     # Each row bids for its cheapest column; of several bidders the first gets it.
-    wanted = jnp.argmin(cost - v, axis=1).astype(jnp.int32)
+    wanted = _first_least(cost - v)
     row_of = jnp.full(n, n, jnp.int32).at[wanted].min(index)
     row_of = jnp.where(row_of == n, -1, row_of)
     column_of = jnp.where(row_of[wanted] == index, wanted, -1)
@@ -47,7 +51,7 @@ def assignment(
     state = jax.lax.while_loop(
         lambda s: jnp.any(s[2] < 0), lambda s: _augment(cost, s), (v, row_of, column_of)
     )
-    return state[2], state[0]
+    return state[2], jnp.where(finite, state[0], jnp.nan)
 
 
 def sorted_prices(cost: Float[Array, "n n"]) -> Float[Array, " n"]:
@@ -103,7 +107,7 @@ def first_prices(cost: Float[Array, "n n"], known: Float[Array, " n"] | None = N
     candidates = jnp.stack([sorted_prices(cost), cost.min(0), *([] if known is None else [known])])
 
     def served(prices: Array) -> Array:
-        return jnp.zeros(len(cost), bool).at[jnp.argmin(cost - prices, axis=1)].set(True).sum()
+        return jnp.zeros(len(cost), bool).at[_first_least(cost - prices)].set(True).sum()
 
     return candidates[jnp.argmax(jax.lax.map(served, candidates))]
 
@@ -123,7 +127,7 @@ def _augment(cost: Array, state: State) -> State:
         nearer = (new < distance) & ~done
         distance = jnp.where(nearer, new, distance)
         before = jnp.where(nearer, i, before)
-        j = jnp.argmin(jnp.where(done, jnp.inf, distance)).astype(jnp.int32)
+        j = _first_least(jnp.where(done, jnp.inf, distance))
         done = done | (index == j)
         i = row_of[j]
         offset = cost[i, j] - v[j] - distance[j]
@@ -143,3 +147,12 @@ def _augment(cost: Array, state: State) -> State:
     carry = (end, row_of, column_of, solved)
     _, row_of, column_of, _ = jax.lax.while_loop(lambda c: ~c[3], exchange, carry)
     return v, row_of, column_of
+
+
+def _first_least(x: Array) -> Array:
+    """Where the last axis is least, at the first of several places.
+
+    ``jnp.argmin`` without its care for NaN, which keeps a CPU from comparing several numbers at once.
+    """
+    index = jnp.arange(x.shape[-1], dtype=jnp.int32)
+    return jnp.min(jnp.where(x == x.min(-1, keepdims=True), index, x.shape[-1]), axis=-1)

@@ -76,6 +76,17 @@ def test_assignment_is_the_cheapest(n):
     assert np.all(own <= reduced.min(2, keepdims=True) + 1e-5)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_assignment_ends_where_a_cost_or_price_is_not_finite(value):
+    cost = np.random.default_rng(0).normal(size=(5, 5)).astype("f4")
+    spoilt, price = cost.copy(), np.zeros(5, "f4")
+    spoilt[2, 3] = price[1] = value
+    for arguments in ((spoilt,), (cost, price)):
+        column, prices = assignment(*arguments)
+        assert sorted(column.tolist()) == list(range(5))
+        assert np.all(np.isnan(prices))
+
+
 def test_every_permutation_of_a_small_problem(pair):
     c1, c2 = pair
     orders = map(list, itertools.permutations(range(N)))
