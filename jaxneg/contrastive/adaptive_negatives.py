@@ -3,10 +3,11 @@
 L. Wang et al. 2024, arXiv:2310.05615, Equations 2.1, 2.4 and 5.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
@@ -149,16 +150,32 @@ def _largest(sim: Array, negative: Array, count: int) -> Array:
     They are a mask and not indices: gathering would scatter in the backward pass.
     """
     sim = jax.lax.stop_gradient(jnp.where(negative, sim, -jnp.inf))
-    if count == 1:
-        last = jnp.max(sim, -1, keepdims=True)
-    else:
-        # A matrix: XLA has a fast program for it on a CPU, and sorts arrays of more axes.
-        rows = sim.reshape(-1, sim.shape[-1])
-        last = jax.lax.top_k(rows, min(count, rows.shape[1]))[0][:, -1].reshape(*sim.shape[:-1], 1)
+    last = jnp.max(sim, -1, keepdims=True) if count == 1 else _kth_largest(sim, min(count, sim.shape[-1]))
     above, tied = sim > last, (sim == last) & negative
     left = count - jnp.sum(above, -1, keepdims=True)
     share = jnp.minimum(1.0, left / jnp.maximum(jnp.sum(tied, -1, keepdims=True), 1))
     return jnp.where(above, 1.0, jnp.where(tied, share, 0.0)).astype(sim.dtype)
+
+
+def _kth_largest(x: Array, k: int) -> Array:
+    """The k-th largest number of each row, found by halving, which is many times faster than sorting."""
+    kind = np.dtype(f"int{8 * x.dtype.itemsize}")
+
+    def ordered(bits: Array) -> Array:
+        """Integers in the order of the numbers with these bits, and back."""
+        return bits ^ ((bits >> (8 * kind.itemsize - 1)) & np.iinfo(kind).max)
+
+    rank = ordered(jax.lax.bitcast_convert_type(x, kind))
+
+    def halved(_: Any, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        least, most = bounds
+        middle = (least | most) - ((least ^ most) >> 1)  # their mean, rounded up, without overflow
+        enough = jnp.sum(rank >= middle, -1, keepdims=True) >= k
+        return jnp.where(enough, middle, least), jnp.where(enough, most, middle - 1)
+
+    bounds = jnp.min(rank, -1, keepdims=True), jnp.max(rank, -1, keepdims=True)
+    found, _ = jax.lax.fori_loop(0, 8 * kind.itemsize, halved, bounds)
+    return jax.lax.bitcast_convert_type(ordered(found), x.dtype)
 
 
 def _statistics(kind: str, sim: Array, tau: Array, weights: Array, rule: Rule) -> dict[str, Array]:

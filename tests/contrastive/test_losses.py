@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxneg import contrastive as c
+from jaxneg.contrastive.adaptive_negatives import _kth_largest
 
 B, C, D, Q = 4, 2, 6, 5
 
@@ -76,6 +77,17 @@ def test_amcl_by_brute_force(rule):
     np.testing.assert_allclose(loss.reshape(-1), expected, rtol=2e-5, atol=2e-5)
     assert 0.1 <= aux["tau_neg_min"] <= aux["tau_neg_mean"] <= aux["tau_neg_max"] <= 1.5
     np.testing.assert_allclose(aux["sim_pos"], np.mean(np.sum(unit(z1) * unit(z2), -1)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_kth_largest_is_exact(dtype):
+    x = draw(6, 40) * 10.0 ** np.array([-30, -8, 0, 3, 4, 4])[:, None]
+    x[2, :20], x[3, ::2] = -np.inf, 0.5  # masked out, and ties
+    x[4] = -np.abs(x[4])
+    x = jnp.asarray(x, dtype)
+    ranked = -jnp.sort(-x, axis=1)
+    for k in (1, 2, 20, 21, 40):
+        np.testing.assert_array_equal(jax.jit(_kth_largest, static_argnums=1)(x, k)[:, 0], ranked[:, k - 1])
 
 
 def test_blocks_change_nothing():
