@@ -38,7 +38,8 @@ def draw_accuracies(run_dir: RunDir, results: Results) -> None:
         axis.set_yticks(range(len(names)), names)
         axis.grid(axis="x", linewidth=0.3)
     np.atleast_1d(row)[0].invert_yaxis()
-    np.atleast_1d(row)[0].legend(frameon=False, loc="best")
+    handles = np.atleast_1d(row)[0].get_legend_handles_labels()
+    figure.legend(*handles, frameon=False, loc="outside right upper")
     run_dir.figure(
         "accuracies",
         figure,
@@ -128,7 +129,7 @@ def draw_controlled(run_dir: RunDir, controlled: dict[str, np.ndarray]) -> None:
         axis.set_xticks(range(len(COUNTS)), [str(count) for count in COUNTS])
         axis.set(xlabel="kinds of nuisance", title=measure)
     row[0].set(ylabel="top-1 accuracy, %")
-    row[0].legend(frameon=False)
+    figure.legend(*row[0].get_legend_handles_labels(), frameon=False, loc="outside right upper")
     run_dir.figure(
         "controlled_views",
         figure,
