@@ -271,7 +271,7 @@ def _solve(
     settings: tuple[float | int, ...],
 ) -> GWResult:
     """Every start, and the best; settings of one number are Frank-Wolfe's."""
-    # What is not finite would keep the assignment from ending; the value is read with the true matrices.
+    # A plan is a coupling even where a matrix is not finite; the value is read with the true matrices.
     finite = jnp.all(jnp.isfinite(c1)) & jnp.all(jnp.isfinite(c2))
     safe1, safe2 = (jax.lax.stop_gradient(jnp.where(finite, c, 0)) for c in (c1, c2))
     p, q = jax.lax.stop_gradient((p, q))

@@ -195,7 +195,7 @@ def nearest_centers(
     def of_rows(rows: Array) -> tuple[Array, Array]:
         distance = norms - 2 * jnp.matmul(rows, centers.T, precision="highest")
         least = jnp.min(distance, axis=1)
-        # On a CPU argmin, which XLA compares number by number, takes four times as long as the product.
+        # argmin would compare number by number on a CPU, and take longer than the product.
         labels = jnp.min(jnp.where(distance > least[:, None], len(centers), index), axis=1)
         return labels, least + jnp.sum(jnp.square(rows), axis=1)
 

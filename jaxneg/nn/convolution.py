@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,14 @@ from jaxtyping import Array
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
-Pads = tuple[tuple[int, int], ...]
+
+class _Window(NamedTuple):
+    """How a kernel moves over images, along rows and columns; options are ``jax.lax``'s."""
+
+    strides: tuple[int, ...]
+    pads: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    options: tuple[tuple[str, Any], ...]
 
 
 def convolve(
@@ -96,15 +103,15 @@ def convolve(
         pads = (
             jax.lax.padtype_to_pads(sides, spans, strides, padding) if isinstance(padding, str) else padding
         )
-        pads = tuple((low, high) for low, high in pads)
+        window = _Window(strides, tuple((low, high) for low, high in pads), dilation, tuple(options.items()))
         outputs = tuple(
             (side + sum(pad) - span) // stride + 1
-            for side, pad, span, stride in zip(sides, pads, spans, strides, strict=True)
+            for side, pad, span, stride in zip(sides, window.pads, spans, strides, strict=True)
         )
         small = any(min(side, output) < tap for side, output, tap in zip(sides, outputs, taps, strict=True))
         if small and spans == taps and 0 < math.prod(outputs) <= math.prod(taps):
-            return _by_pixel(images, kernel, strides, pads, outputs, options)
-        return _plain(images, kernel, strides, pads, dilation, tuple(options.items()))
+            return _by_pixel(images, kernel, window, outputs)
+        return _plain(images, kernel, window)
 
     sharding = jax.typeof(images).sharding
     if AxisType.Explicit not in sharding.mesh.axis_types:
@@ -113,18 +120,11 @@ def convolve(
     return jax.sharding.auto_axes(convolved, out_sharding=out_sharding)(images, kernel)  # pyright: ignore
 
 
-def _by_pixel(
-    images: Array,
-    kernel: Array,
-    strides: tuple[int, ...],
-    pads: Pads,
-    outputs: tuple[int, ...],
-    options: dict[str, Any],
-) -> Array:
+def _by_pixel(images: Array, kernel: Array, window: _Window, outputs: tuple[int, ...]) -> Array:
     """A product for each pixel of the result, of what the kernel sees there with the part that sees it."""
 
     def seen(output: int, axis: int) -> tuple[slice, slice]:
-        start = output * strides[axis] - pads[axis][0]
+        start = output * window.strides[axis] - window.pads[axis][0]
         low, high = max(start, 0), min(start + kernel.shape[axis], images.shape[1 + axis])
         return slice(low, max(low, high)), slice(low - start, max(low, high) - start)
 
@@ -133,47 +133,34 @@ def _by_pixel(
         (rows, row_taps), (columns, column_taps) = seen(row, 0), seen(column, 1)
         part = images[:, rows, columns].reshape(len(images), -1)
         weights = kernel[row_taps, column_taps].reshape(-1, kernel.shape[3])
-        pixels.append(jax.lax.dot_general(part, weights, (((1,), (0,)), ((), ())), **options))
+        pixels.append(jax.lax.dot_general(part, weights, (((1,), (0,)), ((), ())), **dict(window.options)))
     return jnp.stack(pixels, 1).reshape(len(images), *outputs, kernel.shape[3])
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4, 5))
-def _plain(
-    images: Array,
-    kernel: Array,
-    strides: tuple[int, ...],
-    pads: Pads,
-    dilation: tuple[int, ...],
-    options: tuple[tuple[str, Any], ...],
-) -> Array:
+def _laid_out(images: Array, kernel: Array, window: _Window, layout: tuple[str, str, str]) -> Array:
+    strides, pads, dilation, options = window
     return jax.lax.conv_general_dilated(
-        images, kernel, strides, pads, None, dilation, _LAYOUT, **dict(options)
+        images, kernel, strides, pads, None, dilation, layout, **dict(options)
     )
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _plain(images: Array, kernel: Array, window: _Window) -> Array:
+    return _laid_out(images, kernel, window, _LAYOUT)
+
+
 def _plain_jvp(
-    strides: tuple[int, ...],
-    pads: Pads,
-    dilation: tuple[int, ...],
-    options: tuple[tuple[str, Any], ...],
-    primals: tuple[Array, Array],
-    tangents: tuple[Array | SymbolicZero, Array | SymbolicZero],
+    window: _Window, primals: tuple[Array, Array], tangents: tuple[Array | SymbolicZero, Array | SymbolicZero]
 ) -> tuple[Array, Array]:
     """Both tangents, laid out so that their transposes, which the gradients are, have the fast form."""
     (images, kernel), (of_images, of_kernel) = primals, tangents
-
-    def convolution(images: Array, kernel: Array, layout: tuple[str, str, str]) -> Array:
-        return jax.lax.conv_general_dilated(
-            images, kernel, strides, pads, None, dilation, layout, **dict(options)
-        )
-
     parts = []
     if not isinstance(of_images, SymbolicZero):
-        parts.append(convolution(of_images, kernel.transpose(0, 1, 3, 2), ("NHWC", "HWOI", "NHWC")))
+        parts.append(_laid_out(of_images, kernel.transpose(0, 1, 3, 2), window, ("NHWC", "HWOI", "NHWC")))
     if not isinstance(of_kernel, SymbolicZero):
         turned = images.transpose(3, 1, 2, 0), of_kernel.transpose(2, 0, 1, 3)
-        parts.append(convolution(*turned, ("CHWN", "IHWO", "HWNC")).transpose(2, 0, 1, 3))
-    return _plain(images, kernel, strides, pads, dilation, options), sum(parts[1:], parts[0])
+        parts.append(_laid_out(*turned, window, ("CHWN", "IHWO", "HWNC")).transpose(2, 0, 1, 3))
+    return _plain(images, kernel, window), sum(parts[1:], parts[0])
 
 
 _plain.defjvp(_plain_jvp, symbolic_zeros=True)

@@ -87,6 +87,11 @@ def test_assignment_ends_where_a_cost_or_price_is_not_finite(value):
         assert np.all(np.isnan(prices))
 
 
+def test_matrices_that_overflow_have_no_value():
+    c1, c2 = 1e20 * np.random.default_rng(0).uniform(-1, 1, (2, 9, 9)).astype("f4")
+    assert not np.isfinite(gw_distance(c1, c2).value)
+
+
 def test_every_permutation_of_a_small_problem(pair):
     c1, c2 = pair
     orders = map(list, itertools.permutations(range(N)))
